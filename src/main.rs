@@ -1,0 +1,2 @@
+//! rimg, the command line.
+fn main() {}
