@@ -201,10 +201,12 @@ impl<'a> Evaluation<'a> {
 fn run_command(run: &Run) -> RunCommand {
     match (&run.command, run.heredocs.as_slice()) {
         (Command::Exec(words), _) => RunCommand::Exec(texts(words)),
-        (Command::Shell(text), [only]) if text.span == only.span => match only.content.starts_with("#!") {
-            true => RunCommand::Script { name: only.name.clone(), content: only.content.clone() },
-            false => RunCommand::Shell(only.content.clone()),
-        },
+        (Command::Shell(text), [only]) if text.text.split_whitespace().count() == 1 => {
+            match only.content.starts_with("#!") {
+                true => RunCommand::Script { name: only.name.clone(), content: only.content.clone() },
+                false => RunCommand::Shell(only.content.clone()),
+            }
+        }
         (Command::Shell(text), heredocs) => {
             let mut script = text.text.clone();
             for heredoc in heredocs {
