@@ -50,6 +50,8 @@ pub mod removal;
 pub mod repository;
 mod schema;
 pub mod tags;
+#[cfg(test)]
+mod tests;
 pub mod uploads;
 
 pub use blob::Blob;
