@@ -9,11 +9,11 @@
 # An exit code alone is not believed: the suite's own results must show that it ran.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-# shellcheck source=tests/clients/steps.sh
+# shellcheck source-path=SCRIPTDIR source=steps.sh
 . "$here/steps.sh"
-# shellcheck source=tests/clients/peers.sh
+# shellcheck source-path=SCRIPTDIR source=peers.sh
 . "$here/peers.sh"
-# shellcheck source=tests/clients/tools.sh
+# shellcheck source-path=SCRIPTDIR source=tools.sh
 . "$here/tools.sh"
 
 # Every registry measured passes about 850 checks of version 1.1 when all is well; far fewer means they were not run.
