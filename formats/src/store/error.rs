@@ -61,9 +61,9 @@ pub enum StoreError {
     #[error("content does not match its digest: expected {expected}, received {actual}")]
     DigestMismatch {
         /// The digest announced.
-        expected: Digest,
+        expected: Box<Digest>,
         /// The digest of the bytes received.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// What was written is not as long as was announced. Nothing was stored.
     #[error("content of {digest} has {actual} bytes, expected {expected}")]

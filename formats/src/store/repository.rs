@@ -243,7 +243,10 @@ impl Repository {
         let algorithm = options.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
         let digest = Digest::of(algorithm, raw);
         if let Some(expected) = options.digest.filter(|expected| *expected != digest) {
-            return Err(StoreError::DigestMismatch { expected, actual: digest });
+            return Err(StoreError::DigestMismatch {
+                expected: Box::new(expected),
+                actual: Box::new(digest),
+            });
         }
         let put = ManifestPut {
             digest,
