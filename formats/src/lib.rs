@@ -6,6 +6,7 @@
 //! | [`reference`] | names: `RepositoryName`, `Tag`, `Reference`, `ImageName` |
 //! | [`media_type`], [`descriptor`], [`platform`] | the words that manifests are made of |
 //! | [`manifest`], [`config`] | image manifests, indexes and configurations, with their exact bytes |
+//! | [`store`] | the content store on disk |
 //! | [`epoch`] | the one time that entries and configurations carry |
 
 pub mod compression;
@@ -17,3 +18,4 @@ pub mod manifest;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
+pub mod store;

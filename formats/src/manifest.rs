@@ -254,6 +254,7 @@ impl Index {
 
 /// A document that a tag may name.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "few live at a time, and each is soon taken apart")]
 pub enum ManifestOrIndex {
     /// An image manifest.
     Manifest(Manifest),

@@ -1,0 +1,1 @@
+//! Removing images, as `docker rmi` does: names first, and what nothing names any more at once.
