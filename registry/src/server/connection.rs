@@ -12,11 +12,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::State;
 use super::event::Event;
-use super::limits::{HEAD_BYTES_MAX, HEAD_TIMEOUT, HEADERS_MAX, WRITE_IDLE_TIMEOUT};
+use super::limits::{BUFFER_BYTES_MAX, HEAD_TIMEOUT, HEADERS_MAX, WRITE_IDLE_TIMEOUT};
 use super::patience::Patience;
 use super::{service, sessions};
 
@@ -26,6 +26,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 pub(super) async fn serve(listener: TcpListener, state: Arc<State>, shutdown: impl Future<Output = ()>) {
     let connections = Arc::new(Semaphore::new(state.options.limits.connections));
     let graceful = GracefulShutdown::new();
+    let (cut, uncut) = watch::channel(());
     let sweeper = tokio::spawn(sessions::sweep_regularly(state.clone()));
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -35,7 +36,8 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>, shutdown: im
         };
         match accepted {
             Ok((stream, peer, permit)) => {
-                tokio::spawn(connection(stream, peer, state.clone(), graceful.watcher(), permit));
+                let serving = connection(stream, peer, state.clone(), graceful.watcher());
+                tokio::spawn(until_cut(serving, uncut.clone(), permit));
             }
             Err(error) => {
                 state.notify(|| Event::AcceptFailed { cause: error.to_string() });
@@ -48,7 +50,7 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>, shutdown: im
     let limit = state.options.limits.shutdown;
     // What is not done by then is cut off; uploads notice the broken body and put aside what they have.
     let _ = tokio::time::timeout(limit, graceful.shutdown()).await;
-    connections.close();
+    drop(cut);
     let _ = tokio::time::timeout(limit, state.sessions.finished()).await;
 }
 
@@ -62,13 +64,20 @@ async fn accept(
     Ok((stream, peer, permit))
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    state: Arc<State>,
-    watcher: Watcher,
-    permit: OwnedSemaphorePermit,
+/// Serves a connection until it ends or, after a shutdown's patience, is cut off.
+async fn until_cut(
+    serving: impl Future<Output = ()>,
+    mut uncut: watch::Receiver<()>,
+    _permit: OwnedSemaphorePermit,
 ) {
+    tokio::select! {
+        () = serving => {}
+        // Nothing is ever sent: this ends when the sender is dropped.
+        _ = uncut.changed() => {}
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<State>, watcher: Watcher) {
     // Small answers should not wait for company; blobs fill their packets anyway.
     let _ = stream.set_nodelay(true);
     let io = Patience::new(TokioIo::new(stream), WRITE_IDLE_TIMEOUT);
@@ -80,12 +89,8 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(HEADERS_MAX)
-        .max_buf_size(HEAD_BYTES_MAX.max(MAX_BUF_FLOOR))
+        .max_buf_size(BUFFER_BYTES_MAX)
         .serve_connection(io, respond);
     // A client that goes away, or that does not speak HTTP, is nobody's failure.
     let _ = watcher.watch(connection).await;
-    drop(permit);
 }
-
-/// hyper uses the same bound for its read buffer, and body blocks of this size keep the cost per byte low.
-const MAX_BUF_FLOOR: usize = 256 * 1024;

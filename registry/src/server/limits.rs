@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-/// Bytes of a request's head (line and headers): real ones stay under 4 KiB, tokens in `Authorization` included;
-/// a single URL with fifty `tag=` parameters needs 7 KiB.
-pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes buffered per connection. hyper has one bound for a request's head, of which real ones need under 4 KiB,
+/// and for the blocks a body arrives in, which should be large to be cheap; the body decides.
+pub(super) const BUFFER_BYTES_MAX: usize = 128 * 1024;
 /// Headers of one request: browsers and proxies together send some thirty.
 pub(super) const HEADERS_MAX: usize = 100;
 /// Bytes of a request's target: a name of 255, a digest of 135 and the parameters of the specification fit many
@@ -52,7 +52,7 @@ pub struct Limits {
     /// 256 KiB and an open file.
     pub concurrent_uploads: usize,
     /// Unfinished upload sessions of one repository; a push of a large image opens a few dozen.
-    pub sessions_per_repository: usize,
+    pub sessions_per_repository: u64,
     /// Bytes of one blob. The largest layers seen in public, model weights, have some tens of gigabytes.
     pub blob_bytes: u64,
     /// How long an upload session lives without receiving anything.

@@ -9,7 +9,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, H
 use hyper::{Method, Response, StatusCode};
 use rimg_formats::manifest::MANIFEST_BYTES_MAX;
 use rimg_formats::reference::{ImageName, RepositoryName, Tag};
-use rimg_formats::store::{ManifestPut, Precondition, PutOptions, Repository, Store, StoreError, StoredManifest};
+use rimg_formats::store::{ManifestPut, Precondition, PutOptions, Repository, Require, Store, StoreError, StoredManifest};
 
 use super::State;
 use super::body::Body;
@@ -110,7 +110,9 @@ impl Put {
             return Err(receive::document_too_large(MANIFEST_BYTES_MAX, "a manifest"));
         }
         let mut options = PutOptions::registry();
-        options.allow_sparse = state.options.allow_sparse_manifests;
+        if state.options.allow_sparse_manifests {
+            options.require = Require::Nothing;
+        }
         if let Version::Digest(digest) = version {
             options.digest = Some(*digest);
         }

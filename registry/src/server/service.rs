@@ -126,7 +126,7 @@ async fn dispatch(state: &Arc<State>, route: Route, call: Call) -> Result<Reply,
 fn refuse(error: ApiError) -> (Reply, Option<String>) {
     let mut reply = json(error.body());
     *reply.status_mut() = error.status;
-    reply.headers_mut().extend(error.headers.into_iter().map(|(name, value)| (Some(name), value)).collect::<HeaderMap>());
+    reply.headers_mut().extend(error.headers);
     (reply, error.cause)
 }
 

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rimg_formats::store::UploadId;
+use rimg_formats::reference::ImageName;
+use rimg_formats::store::{Ingest, UploadId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::State;
@@ -21,7 +22,14 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60 * 60);
 pub(super) struct Sessions {
     places: Arc<Semaphore>,
     places_max: usize,
-    active: Mutex<HashMap<UploadId, Arc<AtomicU64>>>,
+    active: Mutex<HashMap<UploadId, Active>>,
+}
+
+/// An upload and how far its writer has come.
+#[derive(Debug)]
+struct Active {
+    repository: Option<ImageName>,
+    length: Arc<AtomicU64>,
 }
 
 impl Sessions {
@@ -36,16 +44,19 @@ impl Sessions {
         self.places.clone().try_acquire_owned().map_err(refused)
     }
 
-    /// Notes that `id` has a writer, which has `length` bytes.
-    pub(super) fn enter(self: &Arc<Self>, id: UploadId, length: u64) -> Writing {
-        let progress = Arc::new(AtomicU64::new(length));
-        self.lock().insert(id, progress.clone());
-        Writing { sessions: self.clone(), id, progress }
+    /// Notes that an upload has a writer.
+    pub(super) fn enter(self: &Arc<Self>, ingest: &Ingest) -> Writing {
+        let (id, length) = (ingest.id(), Arc::new(AtomicU64::new(ingest.len())));
+        let active = Active { repository: ingest.repository().cloned(), length: length.clone() };
+        self.lock().insert(id, active);
+        Writing { sessions: self.clone(), id, length }
     }
 
     /// How many bytes the present writer of `id` has stored, if it has one here.
-    pub(super) fn progress(&self, id: &UploadId) -> Option<u64> {
-        self.lock().get(id).map(|progress| progress.load(Ordering::Relaxed))
+    pub(super) fn progress(&self, id: &UploadId, repository: &ImageName) -> Option<u64> {
+        let active = self.lock();
+        let active = active.get(id).filter(|active| active.repository.as_ref() == Some(repository))?;
+        Some(active.length.load(Ordering::Relaxed))
     }
 
     /// Resolves when nobody receives any more and all that was received is put aside.
@@ -58,7 +69,7 @@ impl Sessions {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UploadId, Arc<AtomicU64>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UploadId, Active>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -67,12 +78,12 @@ impl Sessions {
 pub(super) struct Writing {
     sessions: Arc<Sessions>,
     id: UploadId,
-    progress: Arc<AtomicU64>,
+    length: Arc<AtomicU64>,
 }
 
 impl Writing {
     pub(super) fn advance(&self, length: u64) {
-        self.progress.store(length, Ordering::Relaxed);
+        self.length.store(length, Ordering::Relaxed);
     }
 }
 

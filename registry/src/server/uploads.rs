@@ -107,11 +107,10 @@ async fn open(state: &Arc<State>, name: RepositoryName, algorithm: Algorithm) ->
     let limit = state.options.limits.sessions_per_repository;
     let repository = ImageName::from(name.clone());
     let opened = move |store: &Store| -> Result<UploadId, ApiError> {
-        let repository = store.repository(&repository);
-        if repository.upload_count()? >= limit {
+        if store.upload_count(&repository)? >= limit {
             return Err(ApiError::too_many("this repository has too many unfinished uploads; cancel some"));
         }
-        Ok(repository.ingest_with(algorithm)?.suspend()?)
+        Ok(store.repository(&repository).ingest_with(algorithm)?.suspend()?)
     };
     let id = state.run(opened).await?;
     Ok(progress(StatusCode::ACCEPTED, &name, &id, 0))
@@ -181,13 +180,8 @@ pub(super) async fn status(state: &Arc<State>, name: RepositoryName, id: String)
         ingest.suspend()?;
         Ok(length)
     };
-    let length = match state.sessions.progress(&id) {
-        Some(length) => {
-            let repository = Some(ImageName::from(name.clone()));
-            let record = state.run(move |store| store.upload(&id)).await?;
-            record.filter(|record| record.repository == repository).ok_or_else(unknown)?;
-            length
-        }
+    let length = match state.sessions.progress(&id, &ImageName::from(name.clone())) {
+        Some(length) => length,
         None => state.run(taken).await?,
     };
     Ok(progress(StatusCode::NO_CONTENT, &name, &id, length))
@@ -340,7 +334,7 @@ async fn fill(
     allowance: Allowance,
 ) -> Result<(Ingest, Result<(), ApiError>), ApiError> {
     let body: Incoming = call.body;
-    let writing = state.sessions.enter(ingest.id(), ingest.len());
+    let writing = state.sessions.enter(&ingest);
     match receive::into_ingest(state, ingest, body, allowance, &writing).await {
         (Some(ingest), outcome) => Ok((ingest, outcome)),
         (None, outcome) => Err(outcome.err().unwrap_or_else(|| ApiError::internal("an ingest was lost"))),
