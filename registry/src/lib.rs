@@ -1,1 +1,7 @@
-//! rimg-registry.
+//! Both ends of the OCI distribution protocol.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`client`] | pulling from and pushing to any registry; credentials |
+
+pub mod client;
