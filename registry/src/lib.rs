@@ -1,1 +1,3 @@
-//! rimg-registry.
+//! Both ends of the OCI distribution protocol.
+
+pub mod server;

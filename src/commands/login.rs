@@ -1,0 +1,1 @@
+//! `rimg login` and `rimg logout`: credentials of registries.
