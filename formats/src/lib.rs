@@ -8,6 +8,7 @@
 //! | [`manifest`], [`config`] | image manifests, indexes and configurations, with their exact bytes |
 //! | [`layer`], [`compression`] | layer archives: written, read, indexed; what packs them |
 //! | [`store`] | the content store on disk |
+//! | [`root_dir`] | paths on disk that strangers name |
 //! | [`epoch`] | the one time that entries and configurations carry |
 
 pub mod compression;
@@ -21,3 +22,5 @@ pub mod media_type;
 pub mod platform;
 pub mod reference;
 pub mod store;
+pub mod root_dir;
+pub mod transfer;

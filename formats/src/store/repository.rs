@@ -29,6 +29,8 @@ pub enum Require {
     BlobsInRepository,
     /// Blobs must be in the store; they become the repository's: for builds, pulls and loads.
     BlobsInStore,
+    /// Blobs and manifests may be missing: for registries that accept *sparse* images.
+    Nothing,
 }
 
 /// What must hold for a put or a tag change to happen at all (compare-and-swap).
@@ -129,6 +131,17 @@ impl Store {
                        (SELECT 1 FROM manifest WHERE manifest.repository_id = repository.id)
                        ORDER BY name LIMIT ?2";
             rows(connection, sql, params![after.unwrap_or(""), to_sql(limit as u64)], |row| parsed(row, 0))
+                .map_err(StoreError::sql("list repositories"))
+        })
+    }
+
+    /// Names that have a right to a blob, at most `limit`.
+    pub fn repositories_with_blob(&self, digest: &Digest, limit: usize) -> Result<Vec<ImageName>, StoreError> {
+        self.metadata().read("list repositories", |connection| {
+            let sql = "SELECT repository.name FROM repository_blob JOIN repository
+                       ON repository.id = repository_blob.repository_id
+                       WHERE repository_blob.digest = ?1 ORDER BY repository.name LIMIT ?2";
+            rows(connection, sql, params![text(digest), to_sql(limit as u64)], |row| parsed(row, 0))
                 .map_err(StoreError::sql("list repositories"))
         })
     }
@@ -243,7 +256,10 @@ impl Repository {
         let algorithm = options.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
         let digest = Digest::of(algorithm, raw);
         if let Some(expected) = options.digest.filter(|expected| *expected != digest) {
-            return Err(StoreError::DigestMismatch { expected, actual: digest });
+            return Err(StoreError::DigestMismatch {
+                expected: Box::new(expected),
+                actual: Box::new(digest),
+            });
         }
         let put = ManifestPut {
             digest,
@@ -252,7 +268,9 @@ impl Repository {
             subject: document.subject().map(|subject| subject.digest),
         };
         let mentions = mentions(&document);
-        self.check_files(&put.digest, &mentions)?;
+        if options.require != Require::Nothing {
+            self.check_files(&put.digest, &mentions)?;
+        }
         let mut ingest = self.store.ingest_local()?;
         ingest.append(raw)?;
         ingest.commit(Some(&digest.into()))?;
@@ -354,7 +372,7 @@ impl Repository {
     fn check_files(&self, manifest: &Digest, mentions: &[Mention]) -> Result<(), StoreError> {
         let mut missing = Vec::new();
         for mention in
-            mentions.iter().filter(|mention| mention.required && mention.kind != MentionKind::Manifest)
+            mentions.iter().filter(|mention| matches!(mention.kind, MentionKind::Blob | MentionKind::Config))
         {
             if !self.store.has_file(&mention.digest)? {
                 missing.push(mention.digest);
@@ -433,6 +451,8 @@ impl Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MentionKind {
     Blob,
+    /// A layer that registries need not carry (image-spec, *Non-distributable Layers*).
+    Foreign,
     Config,
     Manifest,
 }
@@ -441,6 +461,7 @@ impl MentionKind {
     fn name(self) -> &'static str {
         match self {
             MentionKind::Blob => "blob",
+            MentionKind::Foreign => "foreign",
             MentionKind::Config => "config",
             MentionKind::Manifest => "manifest",
         }
@@ -453,18 +474,18 @@ struct Mention {
     digest: Digest,
     size: u64,
     kind: MentionKind,
-    required: bool,
 }
 
 fn mentions(document: &ManifestOrIndex) -> Vec<Mention> {
-    let mention = |descriptor: &Descriptor, kind| {
-        // Layers that registries need not carry (image-spec, *Non-distributable Layers*) may be absent.
-        let foreign = matches!(descriptor.kind(), MediaKind::Layer { foreign: true, .. });
-        Mention { digest: descriptor.digest, size: descriptor.size, kind, required: !foreign }
+    let mention =
+        |descriptor: &Descriptor, kind| Mention { digest: descriptor.digest, size: descriptor.size, kind };
+    let layer_kind = |layer: &Descriptor| match layer.kind() {
+        MediaKind::Layer { foreign: true, .. } => MentionKind::Foreign,
+        _ => MentionKind::Blob,
     };
     match document {
         ManifestOrIndex::Manifest(manifest) => {
-            let layers = manifest.layers().iter().map(|layer| mention(layer, MentionKind::Blob));
+            let layers = manifest.layers().iter().map(|layer| mention(layer, layer_kind(layer)));
             std::iter::once(mention(manifest.config(), MentionKind::Config)).chain(layers).collect()
         }
         ManifestOrIndex::Index(index) => {
@@ -485,8 +506,9 @@ fn missing(
     let blob_in_store = "SELECT 1 FROM blob WHERE ?1 = ?1 AND digest = ?2 AND damaged IS NULL";
     let manifest = "SELECT 1 FROM manifest WHERE repository_id = ?1 AND digest = ?2";
     let mut missing = Vec::new();
-    for mention in mentions.iter().filter(|mention| mention.required) {
+    for mention in mentions.iter().filter(|mention| mention.kind != MentionKind::Foreign) {
         let sql = match (mention.kind, options.require) {
+            (_, Require::Nothing) => continue,
             (MentionKind::Manifest, _) if options.allow_sparse => continue,
             (MentionKind::Manifest, _) => manifest,
             (_, Require::BlobsInRepository) => blob_in_repository,
