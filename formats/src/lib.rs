@@ -23,3 +23,4 @@ pub mod platform;
 pub mod reference;
 pub mod store;
 pub mod root_dir;
+pub mod transfer;
