@@ -12,7 +12,7 @@ pub mod diagnostic;
 pub mod expand;
 pub mod glob;
 pub mod ignore;
-//PLAN
+pub mod plan;
 pub mod source;
 pub mod syntax;
 

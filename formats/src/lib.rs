@@ -10,6 +10,7 @@
 //! | [`store`] | the content store on disk |
 //! | [`transfer`] | copying images between any two ends |
 //! | [`layout`], [`archive`] | OCI layout directories; archives as `docker save` and OCI tools write them |
+//! | [`root_dir`] | paths on disk that strangers name |
 //! | [`epoch`] | the one time that entries and configurations carry |
 
 pub mod archive;
@@ -25,4 +26,5 @@ pub mod media_type;
 pub mod platform;
 pub mod reference;
 pub mod store;
+pub mod root_dir;
 pub mod transfer;
