@@ -201,9 +201,9 @@ impl Repository {
         self.store.blob_size(digest)
     }
 
-    /// Opens a blob that belongs to this repository.
+    /// Opens a blob that belongs to this repository, verified as by [`Store::verified_blob`].
     pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
-        if self.is_member(digest)? { self.store.blob(digest) } else { Ok(None) }
+        if self.is_member(digest)? { self.store.verified_blob(digest) } else { Ok(None) }
     }
 
     /// Gives this repository a blob that `source` has; `false` when `source` does not have it. The caller
