@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, params};
 
-use super::Store;
 use super::error::StoreError;
 use super::ingest::{hash_file, open_plain};
 use super::metadata::{Durability, first, from_sql, now, run, text};
 use super::registration::{LEASE_GRACE_SECONDS, Seen, record_blob};
+use super::{Store, random_id};
 use crate::digest::Digest;
 
 /// An open blob. The content stays readable even when the blob is collected meanwhile.
@@ -32,6 +32,10 @@ pub struct Blob {
 }
 
 impl Blob {
+    pub(super) fn of(digest: Digest, size: u64, file: File, path: PathBuf) -> Blob {
+        Blob { digest, size, file, path }
+    }
+
     /// Its digest.
     pub fn digest(&self) -> &Digest {
         &self.digest
@@ -186,7 +190,7 @@ impl Store {
             if fs::symlink_metadata(&blob.path).map(inode).ok() != Some(open) {
                 return Ok(());
             }
-            let name = format!("{}-{}-{}", digest.algorithm(), digest.hex(), now());
+            let name = format!("{}-{}-{}", digest.algorithm(), digest.hex(), random_id());
             let target = self.quarantine_dir().join(name);
             fs::rename(&blob.path, &target).map_err(StoreError::at("quarantine", &blob.path))?;
             let sql = "UPDATE blob SET damaged = ?2 WHERE digest = ?1";

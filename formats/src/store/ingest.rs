@@ -186,10 +186,10 @@ impl Ingest {
     pub fn append_from(&mut self, source: &mut dyn Read) -> io::Result<Result<u64, StoreError>> {
         let before = self.length;
         loop {
-            if self.buffer.len() >= BUFFER_BYTES {
-                if let Err(error) = self.write_out() {
-                    return Ok(Err(StoreError::io("write", &self.path, error)));
-                }
+            if self.buffer.len() >= BUFFER_BYTES
+                && let Err(error) = self.write_out()
+            {
+                return Ok(Err(StoreError::io("write", &self.path, error)));
             }
             let filled = self.buffer.len();
             self.buffer.reserve_exact(BUFFER_BYTES - filled);
@@ -225,7 +225,10 @@ impl Ingest {
                 return Err(StoreError::SizeMismatch { digest: expect.digest, expected: size, actual });
             }
             if expect.digest != digest {
-                return Err(StoreError::DigestMismatch { expected: expect.digest, actual: digest });
+                return Err(StoreError::DigestMismatch {
+                    expected: Box::new(expect.digest),
+                    actual: Box::new(digest),
+                });
             }
         }
         self.place(&digest)?;

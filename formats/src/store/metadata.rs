@@ -43,7 +43,9 @@ pub(super) struct Metadata {
 impl Metadata {
     /// Opens or creates the database and migrates it.
     pub(super) fn open(path: &Path) -> Result<Metadata, StoreError> {
-        let mut writer = connect(path, OpenFlags::default()).map_err(|source| refused(path, source))?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut writer =
+            connect(path, flags | OpenFlags::SQLITE_OPEN_CREATE).map_err(|source| refused(path, source))?;
         let prepare = |writer: &mut Connection| -> rusqlite::Result<i64> {
             writer.pragma_update(None, "journal_mode", "WAL")?;
             let found = schema::version(writer)?;
@@ -107,6 +109,19 @@ impl Metadata {
         let value = work(&transaction)?;
         transaction.commit().map_err(|source| self.failed(action, source))?;
         Ok(value)
+    }
+
+    /// Runs `work` in a transaction that is rolled back whatever comes of it.
+    pub(super) fn rehearse<T>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let transaction = writer
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|source| self.failed(action, source))?;
+        work(&transaction)
     }
 
     /// SQLite's own check of the whole file; the complaints found.

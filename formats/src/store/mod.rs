@@ -43,6 +43,8 @@ mod layer_index;
 pub mod lease;
 mod manifest_cache;
 mod metadata;
+#[cfg(test)]
+mod process_tests;
 pub mod prune;
 pub mod referrers;
 mod registration;
@@ -50,6 +52,8 @@ pub mod removal;
 pub mod repository;
 mod schema;
 pub mod tags;
+#[cfg(test)]
+mod tests;
 pub mod uploads;
 
 pub use blob::Blob;
@@ -60,6 +64,7 @@ pub use repository::{ManifestPut, Precondition, PutOptions, Repository, Require,
 pub use uploads::UploadId;
 
 use directory_sync::DirectorySync;
+use layer_index::IndexCache;
 use manifest_cache::ManifestCache;
 use metadata::Metadata;
 use registration::Registrar;
@@ -78,6 +83,7 @@ struct Inner {
     blob_directories: [DirectorySync; 2],
     registrar: Registrar,
     manifests: ManifestCache,
+    indexes: IndexCache,
     /// Names this handle as a holder of leases.
     session: String,
 }
@@ -104,6 +110,7 @@ impl Store {
             blob_directories: [directory(Algorithm::Sha256)?, directory(Algorithm::Sha512)?],
             registrar: Registrar::default(),
             manifests: ManifestCache::default(),
+            indexes: IndexCache::default(),
             session: format!("session:{}", random_id()),
             root,
         };

@@ -205,9 +205,9 @@ impl Repository {
         self.store.blob_size(digest)
     }
 
-    /// Opens a blob that belongs to this repository.
+    /// Opens a blob that belongs to this repository, verified as by [`Store::verified_blob`].
     pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
-        if self.is_member(digest)? { self.store.blob(digest) } else { Ok(None) }
+        if self.is_member(digest)? { self.store.verified_blob(digest) } else { Ok(None) }
     }
 
     /// Gives this repository a blob that `source` has; `false` when `source` does not have it. The caller
@@ -260,7 +260,10 @@ impl Repository {
         let algorithm = options.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
         let digest = Digest::of(algorithm, raw);
         if let Some(expected) = options.digest.filter(|expected| *expected != digest) {
-            return Err(StoreError::DigestMismatch { expected, actual: digest });
+            return Err(StoreError::DigestMismatch {
+                expected: Box::new(expected),
+                actual: Box::new(digest),
+            });
         }
         let put = ManifestPut {
             digest,
@@ -373,7 +376,7 @@ impl Repository {
     fn check_files(&self, manifest: &Digest, mentions: &[Mention]) -> Result<(), StoreError> {
         let mut missing = Vec::new();
         for mention in
-            mentions.iter().filter(|mention| mention.required && mention.kind != MentionKind::Manifest)
+            mentions.iter().filter(|mention| matches!(mention.kind, MentionKind::Blob | MentionKind::Config))
         {
             if !self.store.has_file(&mention.digest)? {
                 missing.push(mention.digest);
@@ -452,6 +455,8 @@ impl Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MentionKind {
     Blob,
+    /// A layer that registries need not carry (image-spec, *Non-distributable Layers*).
+    Foreign,
     Config,
     Manifest,
 }
@@ -460,6 +465,7 @@ impl MentionKind {
     fn name(self) -> &'static str {
         match self {
             MentionKind::Blob => "blob",
+            MentionKind::Foreign => "foreign",
             MentionKind::Config => "config",
             MentionKind::Manifest => "manifest",
         }
@@ -472,18 +478,18 @@ struct Mention {
     digest: Digest,
     size: u64,
     kind: MentionKind,
-    required: bool,
 }
 
 fn mentions(document: &ManifestOrIndex) -> Vec<Mention> {
-    let mention = |descriptor: &Descriptor, kind| {
-        // Layers that registries need not carry (image-spec, *Non-distributable Layers*) may be absent.
-        let foreign = matches!(descriptor.kind(), MediaKind::Layer { foreign: true, .. });
-        Mention { digest: descriptor.digest, size: descriptor.size, kind, required: !foreign }
+    let mention =
+        |descriptor: &Descriptor, kind| Mention { digest: descriptor.digest, size: descriptor.size, kind };
+    let layer_kind = |layer: &Descriptor| match layer.kind() {
+        MediaKind::Layer { foreign: true, .. } => MentionKind::Foreign,
+        _ => MentionKind::Blob,
     };
     match document {
         ManifestOrIndex::Manifest(manifest) => {
-            let layers = manifest.layers().iter().map(|layer| mention(layer, MentionKind::Blob));
+            let layers = manifest.layers().iter().map(|layer| mention(layer, layer_kind(layer)));
             std::iter::once(mention(manifest.config(), MentionKind::Config)).chain(layers).collect()
         }
         ManifestOrIndex::Index(index) => {
@@ -504,7 +510,7 @@ fn missing(
     let blob_in_store = "SELECT 1 FROM blob WHERE ?1 = ?1 AND digest = ?2 AND damaged IS NULL";
     let manifest = "SELECT 1 FROM manifest WHERE repository_id = ?1 AND digest = ?2";
     let mut missing = Vec::new();
-    for mention in mentions.iter().filter(|mention| mention.required) {
+    for mention in mentions.iter().filter(|mention| mention.kind != MentionKind::Foreign) {
         let sql = match (mention.kind, options.require) {
             (_, Require::Nothing) => continue,
             (MentionKind::Manifest, _) if options.allow_sparse => continue,

@@ -221,7 +221,11 @@ impl Store {
             if let Some(id) = id {
                 self.forget_upload(&id)?;
             }
-            fs::remove_file(path).map_err(StoreError::at("remove", path))?;
+            match fs::remove_file(path) {
+                // It was a collected blob, and its collector was quicker.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                result => result.map_err(StoreError::at("remove", path))?,
+            }
         }
         Ok(Some(freed))
     }
