@@ -136,7 +136,11 @@ impl Store {
     }
 
     /// Names that have a right to a blob, at most `limit`.
-    pub fn repositories_with_blob(&self, digest: &Digest, limit: usize) -> Result<Vec<ImageName>, StoreError> {
+    pub fn repositories_with_blob(
+        &self,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Vec<ImageName>, StoreError> {
         self.metadata().read("list repositories", |connection| {
             let sql = "SELECT repository.name FROM repository_blob JOIN repository
                        ON repository.id = repository_blob.repository_id
