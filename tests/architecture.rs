@@ -51,7 +51,11 @@ fn dependencies(folder: &str) -> Vec<String> {
     let text = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
     let section = text.split("\n[dependencies]\n").nth(1).unwrap();
     let lines = section.lines().take_while(|line| !line.starts_with('['));
-    lines.filter_map(|line| line.split(['.', ' ', '=']).next()).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    lines
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
@@ -102,14 +106,19 @@ fn files_stay_small_enough_to_hold_in_mind() {
     for (path, text) in all_sources() {
         let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]").count();
         let test_file = path.starts_with("tests/") || path.contains("/tests/");
-        assert!(test_file || lines <= 600, "{path} has {lines} lines before its tests; split it along what it owns");
+        assert!(
+            test_file || lines <= 600,
+            "{path} has {lines} lines before its tests; split it along what it owns"
+        );
     }
 }
 
 #[test]
 fn libraries_never_print() {
     for (path, text) in all_sources() {
-        let library = ["formats/src", "runner/src", "registry/src", "builder/src"].iter().any(|folder| path.starts_with(folder));
+        let library = ["formats/src", "runner/src", "registry/src", "builder/src"]
+            .iter()
+            .any(|folder| path.starts_with(folder));
         let code: String = text.split("#[cfg(test)]").next().unwrap_or("").to_owned();
         for call in ["println!", "eprintln!", "print!(", "eprint!(", "dbg!"] {
             let prints = code.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(call));

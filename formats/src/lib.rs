@@ -6,6 +6,9 @@
 //! | [`reference`] | names: `RepositoryName`, `Tag`, `Reference`, `ImageName` |
 //! | [`media_type`], [`descriptor`], [`platform`] | the words that manifests are made of |
 //! | [`manifest`], [`config`] | image manifests, indexes and configurations, with their exact bytes |
+//! | [`layer`], [`compression`] | layer archives: written, read, indexed; what packs them |
+//! | [`store`] | the content store on disk |
+//! | [`root_dir`] | paths on disk that strangers name |
 //! | [`epoch`] | the one time that entries and configurations carry |
 
 pub mod compression;
@@ -13,7 +16,11 @@ pub mod config;
 pub mod descriptor;
 pub mod digest;
 pub mod epoch;
+pub mod layer;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
+pub mod store;
+pub mod root_dir;
+pub mod transfer;
