@@ -6,6 +6,7 @@
 //! | [`reference`] | names: `RepositoryName`, `Tag`, `Reference`, `ImageName` |
 //! | [`media_type`], [`descriptor`], [`platform`] | the words that manifests are made of |
 //! | [`manifest`], [`config`] | image manifests, indexes and configurations, with their exact bytes |
+//! | [`layer`], [`compression`] | layer archives: written, read, indexed; what packs them |
 //! | [`epoch`] | the one time that entries and configurations carry |
 
 pub mod compression;
@@ -13,6 +14,7 @@ pub mod config;
 pub mod descriptor;
 pub mod digest;
 pub mod epoch;
+pub mod layer;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;

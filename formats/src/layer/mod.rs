@@ -1,0 +1,43 @@
+//! Layers: the tar archives that images are made of, and the index rimg keeps of each.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`path`], [`entry`] | what a layer speaks about: cleaned paths, entries, their order |
+//! | [`writer`] | the one way layers are made: entries in, blob and index out |
+//! | `header` | ustar and PAX headers, as the writer encodes them |
+//! | `members` | compression by independent members in parallel, and the hashes |
+//! | [`reader`] | entries out of any tar, from anybody |
+//! | `block`, `pax`, `sparse`, `names`, `content`, `stream` | the pieces of such a tar, parsed with suspicion |
+//! | `scan` | an index out of anybody's blob |
+//! | [`index`] | what a layer contains and where, without unpacking it |
+//! | `index_format` | the index as a file |
+//!
+//! Nothing here touches a file system; unpacking is the runner's, on [`crate::root_dir`].
+
+mod block;
+mod content;
+pub mod entry;
+mod header;
+pub mod index;
+mod index_format;
+mod members;
+mod names;
+pub mod path;
+mod pax;
+pub mod reader;
+mod scan;
+mod sparse;
+mod stream;
+pub mod writer;
+
+pub use content::Content;
+pub use entry::{Entry, EntryKind, Mtime, layer_order};
+pub use index::{FileContent, IndexEntry, LayerIndex};
+pub use index_format::IndexError;
+pub use path::{LayerPath, LayerPathError};
+pub use reader::{LayerError, LayerReader, Limits, ReadMode};
+pub use scan::Expected;
+pub use sparse::Segment;
+pub use writer::{FinishedLayer, LayerCompression, LayerOptions, LayerWriter, MtimePolicy, WriteError};
+
+pub use crate::compression::Member;

@@ -1,0 +1,71 @@
+//! The uncompressed stream under a reader: decoded, counted against the limits, hashed when somebody wants to know.
+
+use std::io::{self, Read};
+
+use super::reader::{LayerError, Limits};
+use crate::compression::{Compression, Decoder, Member};
+use crate::digest::{Algorithm, DiffId, Hasher};
+
+/// Decoded bytes that are free of [`Limits::max_ratio`]: small blobs of zeros compress a thousandfold honestly.
+const RATIO_FREE_BYTES: u64 = 2 << 30;
+
+pub(super) struct LayerStream<'a> {
+    decoder: Decoder<'a>,
+    limits: Limits,
+    hasher: Option<Hasher>,
+}
+
+/// What the stream was, known at its end.
+pub(super) struct StreamEnd {
+    pub(super) diff_id: Option<DiffId>,
+    pub(super) compression: Compression,
+    pub(super) uncompressed_size: u64,
+    pub(super) members: Vec<Member>,
+}
+
+impl<'a> LayerStream<'a> {
+    pub(super) fn new(
+        input: Box<dyn Read + Send + 'a>,
+        limits: Limits,
+        hash: bool,
+    ) -> io::Result<LayerStream<'a>> {
+        let hasher = hash.then(|| Hasher::new(Algorithm::Sha256));
+        Ok(LayerStream { decoder: Decoder::detect(input)?, limits, hasher })
+    }
+
+    /// The result; meaningful once a read has returned 0.
+    pub(super) fn finish(self) -> StreamEnd {
+        StreamEnd {
+            diff_id: self.hasher.map(|hasher| DiffId::new(hasher.finish())),
+            compression: self.decoder.compression(),
+            uncompressed_size: self.decoder.produced(),
+            members: self.decoder.into_members(),
+        }
+    }
+
+    fn check_limits(&self) -> Result<(), LayerError> {
+        let (produced, consumed) = (self.decoder.produced(), self.decoder.consumed());
+        let Limits { max_uncompressed, max_ratio, .. } = self.limits;
+        if produced > max_uncompressed {
+            return Err(LayerError::Limit { what: "uncompressed bytes", limit: max_uncompressed });
+        }
+        if produced > RATIO_FREE_BYTES && produced / consumed.max(1) > max_ratio {
+            return Err(LayerError::Limit {
+                what: "uncompressed bytes for each compressed one",
+                limit: max_ratio,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Read for LayerStream<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.decoder.read(buffer)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..count]);
+        }
+        self.check_limits().map_err(io::Error::other)?;
+        Ok(count)
+    }
+}

@@ -1,0 +1,146 @@
+//! [`Failure`]: how a command ends badly, and the one place where kinds become exit codes.
+
+use std::fmt::Display;
+use std::io;
+
+/// What went wrong, for whom, and what to do next.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    kind: Kind,
+    /// The message, the outermost sentence first; without a final period.
+    message: String,
+    /// What to do next, one sentence each.
+    hints: Vec<String>,
+}
+
+/// Who has to act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The command could not do what was asked.
+    Command,
+    /// The command line was wrong.
+    Usage,
+    /// The container could not be set up (docker's 125).
+    Container,
+    /// Whoever read our output has gone: nothing is wrong.
+    BrokenPipe,
+    /// The message was printed already (by a build step or the process that ran).
+    Told(u8),
+}
+
+/// The exit code of a wrong command line, as clap gives it.
+const USAGE_EXIT: u8 = 2;
+/// The exit code of `docker run` when the container could not be made.
+const CONTAINER_EXIT: u8 = 125;
+
+impl Failure {
+    /// A command that could not do what was asked.
+    pub(crate) fn new(message: impl Display) -> Failure {
+        Failure { kind: Kind::Command, message: message.to_string(), hints: Vec::new() }
+    }
+
+    /// A command line that makes no sense.
+    pub(crate) fn usage(message: impl Display) -> Failure {
+        Failure { kind: Kind::Usage, ..Failure::new(message) }
+    }
+
+    /// A failure whose message people have seen already.
+    pub(crate) fn told(exit_code: u8) -> Failure {
+        Failure { kind: Kind::Told(exit_code), ..Failure::new("") }
+    }
+
+    /// The same failure, of a container that could not be set up.
+    pub(crate) fn of_container(mut self) -> Failure {
+        if self.kind == Kind::Command {
+            self.kind = Kind::Container;
+        }
+        self
+    }
+
+    /// The same failure with one more thing to try.
+    pub(crate) fn hint(mut self, hint: impl Display) -> Failure {
+        self.hints.push(hint.to_string());
+        self
+    }
+
+    /// The same failure told from further out: `context: message`.
+    pub(crate) fn context(mut self, context: impl Display) -> Failure {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+
+    /// The exit code, and the text for standard error if there is any left to say.
+    pub(crate) fn report(&self) -> (u8, Option<String>) {
+        let code = match self.kind {
+            Kind::BrokenPipe => return (0, None),
+            Kind::Told(code) => return (code, None),
+            Kind::Command => 1,
+            Kind::Usage => USAGE_EXIT,
+            Kind::Container => CONTAINER_EXIT,
+        };
+        let mut text = format!("error: {}\n", self.message);
+        for hint in &self.hints {
+            text.push_str(&format!("  hint: {hint}\n"));
+        }
+        (code, Some(text))
+    }
+}
+
+/// Every library error becomes a command's failure with its whole chain of causes.
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            // Many errors repeat their cause in their own words; say each thing once.
+            let text = inner.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = inner.source();
+        }
+        Failure::new(message)
+    }
+}
+
+/// What printing to standard output can end in.
+pub(crate) fn printing(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure { kind: Kind::BrokenPipe, ..Failure::new("") },
+        _ => Failure::new(format!("failed to write to standard output: {error}")),
+    }
+}
+
+/// Adds what was being done to a failure.
+pub(crate) trait Context<T> {
+    /// `context: message`.
+    fn context(self, context: impl Display) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<Failure>> Context<T> for Result<T, E> {
+    fn context(self, context: impl Display) -> Result<T, Failure> {
+        self.map_err(|error| error.into().context(context))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_map_to_exit_codes() {
+        assert_eq!(Failure::new("x").report().0, 1);
+        assert_eq!(Failure::usage("x").report().0, 2);
+        assert_eq!(Failure::new("x").of_container().report().0, 125);
+        assert_eq!(Failure::told(7).report(), (7, None));
+        let pipe = printing(io::ErrorKind::BrokenPipe.into());
+        assert_eq!(pipe.report(), (0, None));
+    }
+
+    #[test]
+    fn a_message_carries_its_context_and_hints() {
+        let failure = Failure::new("no such file").context("failed to read `x`").hint("create it");
+        let (_, text) = failure.report();
+        assert_eq!(text.as_deref(), Some("error: failed to read `x`: no such file\n  hint: create it\n"));
+    }
+}

@@ -1,0 +1,212 @@
+//! Progress of builds and transfers, on standard error: live on a terminal, plain lines elsewhere, JSON for programs.
+//!
+//! Commands translate library events into [`Change`]s of numbered tasks; a [`Display`] shows them.
+
+mod live;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::terminal::{colour_on_stderr, harmless, note};
+use crate::units;
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// Live on a terminal, plain elsewhere.
+    #[default]
+    Auto,
+    /// A live display.
+    #[value(alias = "live")]
+    Tty,
+    /// One line for each thing that happens.
+    Plain,
+    /// One JSON object a line for each thing that happens.
+    #[value(alias = "rawjson")]
+    Json,
+    /// Nothing but errors.
+    #[value(alias = "none")]
+    Quiet,
+}
+
+/// A task of the display: a build step, a blob.
+pub(crate) type TaskId = u64;
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It did its work.
+    Done,
+    /// Its result was there already.
+    Cached,
+    /// It failed.
+    Failed,
+}
+
+impl Outcome {
+    fn name(self) -> &'static str {
+        match self {
+            Outcome::Done => "done",
+            Outcome::Cached => "cached",
+            Outcome::Failed => "failed",
+        }
+    }
+}
+
+/// Something that happened to a task.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// It began.
+    Begin {
+        /// Its number, unique in this display.
+        task: TaskId,
+        /// What it is.
+        title: String,
+        /// How many bytes it has to move, when that is known.
+        total_bytes: Option<u64>,
+    },
+    /// It moved on to so many bytes.
+    Advance {
+        /// Its number.
+        task: TaskId,
+        /// Bytes moved since it began.
+        bytes: u64,
+    },
+    /// It said something.
+    Log {
+        /// Its number.
+        task: TaskId,
+        /// One line without its end.
+        line: String,
+    },
+    /// It ended.
+    End {
+        /// Its number.
+        task: TaskId,
+        /// How.
+        outcome: Outcome,
+        /// Anything worth knowing, such as why it was not cached.
+        detail: String,
+    },
+    /// Something that belongs to no task.
+    Note {
+        /// One line.
+        line: String,
+    },
+}
+
+struct Task {
+    title: String,
+    begun: Instant,
+}
+
+/// Shows changes; shared between threads.
+pub(crate) struct Display {
+    mode: Mode,
+    tasks: Mutex<BTreeMap<TaskId, Task>>,
+    live: Option<live::Live>,
+}
+
+impl Display {
+    /// A display on standard error.
+    pub(crate) fn new(mode: Mode) -> Display {
+        let mode = match mode {
+            Mode::Auto if colour_on_stderr() => Mode::Tty,
+            Mode::Auto => Mode::Plain,
+            chosen => chosen,
+        };
+        let live = (mode == Mode::Tty).then(live::Live::new);
+        Display { mode, tasks: Mutex::default(), live }
+    }
+
+    /// Shows one change.
+    pub(crate) fn apply(&self, change: Change) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Change::Begin { task, title, .. } = &change {
+            tasks.insert(*task, Task { title: harmless(title), begun: Instant::now() });
+        }
+        match (&self.live, self.mode) {
+            (_, Mode::Quiet) => {}
+            (Some(live), _) => live.apply(&change, &tasks),
+            (None, Mode::Json) => note(&json_line(&change, &tasks)),
+            (None, _) => {
+                if let Some(line) = plain_line(&change, &tasks) {
+                    note(&line);
+                }
+            }
+        }
+        if let Change::End { task, .. } = &change {
+            tasks.remove(task);
+        }
+    }
+}
+
+fn elapsed(tasks: &BTreeMap<TaskId, Task>, task: TaskId) -> Duration {
+    tasks.get(&task).map(|task| task.begun.elapsed()).unwrap_or_default()
+}
+
+fn title(tasks: &BTreeMap<TaskId, Task>, task: TaskId) -> &str {
+    tasks.get(&task).map_or("", |task| task.title.as_str())
+}
+
+/// BuildKit's plain form: `#3 text`, so that tools which read it keep working.
+fn plain_line(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> Option<String> {
+    Some(match change {
+        Change::Begin { task, .. } => format!("#{task} {}", title(tasks, *task)),
+        Change::Advance { .. } => return None,
+        Change::Log { task, line } => format!("#{task} {:.2} {}", elapsed(tasks, *task).as_secs_f64(), harmless(line)),
+        Change::End { task, outcome, detail } => {
+            let took = units::duration(elapsed(tasks, *task));
+            let detail = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+            match outcome {
+                Outcome::Cached => format!("#{task} CACHED{detail}"),
+                Outcome::Done => format!("#{task} DONE {took}{detail}"),
+                Outcome::Failed => format!("#{task} ERROR {took}{detail}"),
+            }
+        }
+        Change::Note { line } => harmless(line),
+    })
+}
+
+fn json_line(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> String {
+    let value = match change {
+        Change::Begin { task, total_bytes, .. } => {
+            json!({"event": "begin", "task": task, "title": title(tasks, *task), "totalBytes": total_bytes})
+        }
+        Change::Advance { task, bytes } => json!({"event": "advance", "task": task, "bytes": bytes}),
+        Change::Log { task, line } => json!({"event": "log", "task": task, "line": line}),
+        Change::End { task, outcome, detail } => {
+            let seconds = elapsed(tasks, *task).as_secs_f64();
+            json!({"event": "end", "task": task, "outcome": outcome.name(), "detail": detail, "seconds": seconds})
+        }
+        Change::Note { line } => json!({"event": "note", "line": line}),
+    };
+    value.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tasks() -> BTreeMap<TaskId, Task> {
+        BTreeMap::from([(3, Task { title: "RUN x".to_owned(), begun: Instant::now() })])
+    }
+
+    #[test]
+    fn plain_lines_are_buildkits() {
+        let begin = Change::Begin { task: 3, title: String::new(), total_bytes: None };
+        assert_eq!(plain_line(&begin, &tasks()).as_deref(), Some("#3 RUN x"));
+        let end = Change::End { task: 3, outcome: Outcome::Cached, detail: String::new() };
+        assert_eq!(plain_line(&end, &tasks()).as_deref(), Some("#3 CACHED"));
+        assert_eq!(plain_line(&Change::Advance { task: 3, bytes: 1 }, &tasks()), None);
+    }
+
+    #[test]
+    fn json_lines_are_objects() {
+        let log = Change::Log { task: 3, line: "a\"b".to_owned() };
+        assert_eq!(json_line(&log, &tasks()), r#"{"event":"log","task":3,"line":"a\"b"}"#);
+    }
+}

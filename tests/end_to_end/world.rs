@@ -1,0 +1,150 @@
+//! [`World`]: a store, a scratch folder and the binary under test; every command is followed by a check of the
+//! whole store, because a command that leaves damage behind has failed whatever it printed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The test's own corner of the machine.
+pub struct World {
+    folder: tempfile::TempDir,
+}
+
+/// What a command did.
+pub struct Outcome {
+    /// Its exit code; 128 + n for a signal.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it said.
+    pub stderr: String,
+}
+
+impl Outcome {
+    fn of(output: Output) -> Outcome {
+        use std::os::unix::process::ExitStatusExt;
+        let code = output.status.code().or(output.status.signal().map(|signal| 128 + signal)).unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Outcome { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// Asserts success and gives what was printed.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self.stdout
+    }
+
+    /// Asserts the exit code and gives what was said.
+    #[track_caller]
+    pub fn fails(self, code: i32) -> String {
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self.stderr
+    }
+}
+
+impl World {
+    /// An empty store in an empty folder.
+    pub fn new() -> World {
+        let folder = tempfile::Builder::new().prefix("rimg-test-").tempdir().unwrap();
+        // Tests also run commands as other users, who must get in.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        World { folder }
+    }
+
+    /// A path in the test's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The default store.
+    pub fn root(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    /// Writes a file, making its folders.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A root file system of busybox with `/etc/passwd`, in the folder `name`.
+    pub fn busybox_root(&self, name: &str) -> PathBuf {
+        let root = self.path(name);
+        for folder in ["bin", "etc", "tmp", "root", "home/app"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+        fs::copy(busybox(), root.join("bin/busybox")).unwrap();
+        fs::set_permissions(root.join("bin/busybox"), fs::Permissions::from_mode(0o755)).unwrap();
+        let applets = "sh ls cat echo true false id env pwd sleep kill hostname test mkdir rm touch stat ps mount wc head \
+                       grep seq ln cp mv chmod chown find sort tr dd sync nc wget httpd printf sed readlink ip date yes";
+        for applet in applets.split_whitespace() {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+        }
+        fs::write(
+            root.join("etc/passwd"),
+            "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
+        )
+        .unwrap();
+        fs::write(root.join("etc/group"), "root:x:0:\napp:x:1000:\nextra:x:2000:app\n").unwrap();
+        root
+    }
+
+    /// A command of rimg on the default store.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rimg"));
+        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.folder.path());
+        command.env("RIMG_ROOT", self.root());
+        command
+    }
+
+    /// Runs rimg on the default store, then checks the store.
+    #[track_caller]
+    pub fn rimg(&self, arguments: &[&str]) -> Outcome {
+        let outcome = Outcome::of(self.command(arguments).output().unwrap());
+        self.verify_store(&self.root());
+        outcome
+    }
+
+    /// Runs any command that [`World::command`] made, changed by the test.
+    #[track_caller]
+    pub fn run(&self, mut command: Command) -> Outcome {
+        Outcome::of(command.output().unwrap())
+    }
+
+    /// Asserts that nothing in a store is damaged.
+    #[track_caller]
+    pub fn verify_store(&self, root: &Path) {
+        if root.exists() {
+            let mut fsck = self.command(&["fsck"]);
+            let outcome = Outcome::of(fsck.env("RIMG_ROOT", root).output().unwrap());
+            assert_eq!(outcome.code, 0, "fsck of {}: {}{}", root.display(), outcome.stdout, outcome.stderr);
+        }
+    }
+
+    /// Builds the folder `context` and gives the digest.
+    #[track_caller]
+    pub fn build(&self, context: &str, arguments: &[&str]) -> String {
+        let mut all = vec!["build"];
+        all.extend(arguments);
+        all.push(context);
+        self.rimg(&all).ok().trim().to_owned()
+    }
+}
+
+/// The static busybox that test roots are made of.
+pub fn busybox() -> PathBuf {
+    let path = PathBuf::from("/bin/busybox");
+    assert!(path.exists(), "/bin/busybox is missing: apt-get install busybox-static");
+    path
+}
+
+/// Whether tests run as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
