@@ -1,1 +1,19 @@
-//! rimg-builder.
+//! rimg-builder: from a Buildfile to an image.
+//!
+//! 1. [`source`] holds the text and turns byte offsets into lines and columns.
+//! 2. [`syntax`] parses it into a spanned tree of instructions, unexpanded.
+//! 3. [`plan`] resolves stages, their bases and the edges between them: a pure value.
+//! 4. [`plan::StageScope`] gives an instruction its final form while a stage executes, with [`expand`].
+//! 5. [`ignore`] and [`glob`] decide which files of a context an instruction sees.
+//!
+//! Whatever is wrong with a Buildfile is a [`diagnostic::Diagnostic`] at a span.
+
+pub mod diagnostic;
+pub mod expand;
+pub mod glob;
+pub mod ignore;
+//PLAN
+pub mod source;
+pub mod syntax;
+
+mod suggest;
