@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Digest as _;
+use sha2::digest::common::hazmat::SerializableState as _;
 
 /// A registered digest algorithm (image-spec, *Registered algorithms*).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -296,6 +297,23 @@ impl Hasher {
             State::Sha256(state) => state.update(bytes),
             State::Sha512(state) => state.update(bytes),
         }
+    }
+
+    /// The state of the computation, for [`Hasher::restore`] in another process.
+    pub fn save(&self) -> Vec<u8> {
+        match &self.0 {
+            State::Sha256(state) => state.serialize().to_vec(),
+            State::Sha512(state) => state.serialize().to_vec(),
+        }
+    }
+
+    /// Goes on from a saved state; `None` when it is not one of this algorithm's.
+    pub fn restore(algorithm: Algorithm, saved: &[u8]) -> Option<Hasher> {
+        let state = match algorithm {
+            Algorithm::Sha256 => State::Sha256(sha2::Sha256::deserialize(saved.try_into().ok()?).ok()?),
+            Algorithm::Sha512 => State::Sha512(sha2::Sha512::deserialize(saved.try_into().ok()?).ok()?),
+        };
+        Some(Hasher(state))
     }
 
     /// The digest of everything added.

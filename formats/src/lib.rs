@@ -7,6 +7,7 @@
 //! | [`media_type`], [`descriptor`], [`platform`] | the words that manifests are made of |
 //! | [`manifest`], [`config`] | image manifests, indexes and configurations, with their exact bytes |
 //! | [`layer`], [`compression`] | layer archives: written, read, indexed; what packs them |
+//! | [`store`] | the content store on disk |
 //! | [`epoch`] | the one time that entries and configurations carry |
 
 pub mod compression;
@@ -19,3 +20,4 @@ pub mod manifest;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
+pub mod store;

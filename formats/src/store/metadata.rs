@@ -1,0 +1,226 @@
+//! `metadata.db`: connections, durability and the few helpers that every statement of the store goes through.
+//!
+//! SQLite in WAL mode: readers see a snapshot and never wait for a writer; one process writes at a time, and
+//! within a process one thread does (a mutex is fairer than SQLite's sleeping busy handler). Readers are
+//! pooled. A write states its [`Durability`]: `Durable` is fsynced before it returns and is meant for what a
+//! client is told; `Soft` is atomic and survives the end of the process, but a power cut may take back the last
+//! of it, which costs nothing but work. A durable commit makes every earlier soft one durable too, because
+//! both are appended to the same write-ahead log in order.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, types::Type};
+
+use super::error::StoreError;
+use super::schema;
+use crate::digest::Digest;
+
+/// How long a writer waits for another process's transaction: those are milliseconds, except when a disk hangs.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Readers kept open between uses: about what a busy server's threads use at once.
+const IDLE_READERS_MAX: usize = 16;
+/// Prepared statements kept per connection: the store has about a hundred.
+const STATEMENTS_MAX: usize = 128;
+
+/// When a write must survive a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// Before the call returns.
+    Durable,
+    /// With the next durable write.
+    Soft,
+}
+
+#[derive(Debug)]
+pub(super) struct Metadata {
+    path: PathBuf,
+    writer: Mutex<Connection>,
+    readers: Mutex<Vec<Connection>>,
+}
+
+impl Metadata {
+    /// Opens or creates the database and migrates it.
+    pub(super) fn open(path: &Path) -> Result<Metadata, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut writer =
+            connect(path, flags | OpenFlags::SQLITE_OPEN_CREATE).map_err(|source| refused(path, source))?;
+        let prepare = |writer: &mut Connection| -> rusqlite::Result<i64> {
+            writer.pragma_update(None, "journal_mode", "WAL")?;
+            let found = schema::version(writer)?;
+            if found <= schema::newest() {
+                schema::migrate(writer)?;
+            }
+            Ok(found)
+        };
+        let found = prepare(&mut writer).map_err(|source| refused(path, source))?;
+        if found > schema::newest() {
+            return Err(StoreError::SchemaNewer { path: path.to_owned(), found, known: schema::newest() });
+        }
+        Ok(Metadata { path: path.to_owned(), writer: Mutex::new(writer), readers: Mutex::default() })
+    }
+
+    /// Runs `work` on a read snapshot.
+    pub(super) fn read<T>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let pooled = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let reader = match pooled {
+            Some(reader) => reader,
+            None => {
+                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+                let reader = connect(&self.path, flags).map_err(StoreError::sql(action))?;
+                reader.pragma_update(None, "query_only", true).map_err(StoreError::sql(action))?;
+                reader
+            }
+        };
+        let result = {
+            let snapshot = reader.unchecked_transaction().map_err(StoreError::sql(action))?;
+            work(&snapshot)
+        };
+        let mut idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_READERS_MAX {
+            idle.push(reader);
+        }
+        result
+    }
+
+    /// Runs `work` in a transaction that holds the write lock from its beginning, and commits it if `work`
+    /// succeeds.
+    pub(super) fn write<T>(
+        &self,
+        durability: Durability,
+        action: &'static str,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut writer: MutexGuard<'_, Connection> =
+            self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let synchronous = match durability {
+            Durability::Durable => "FULL",
+            Durability::Soft => "NORMAL",
+        };
+        writer.pragma_update(None, "synchronous", synchronous).map_err(StoreError::sql(action))?;
+        let transaction = writer
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|source| self.failed(action, source))?;
+        let value = work(&transaction)?;
+        transaction.commit().map_err(|source| self.failed(action, source))?;
+        Ok(value)
+    }
+
+    /// Runs `work` in a transaction that is rolled back whatever comes of it.
+    pub(super) fn rehearse<T>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let transaction = writer
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|source| self.failed(action, source))?;
+        work(&transaction)
+    }
+
+    /// SQLite's own check of the whole file; the complaints found.
+    pub(super) fn check(&self) -> Result<Vec<String>, StoreError> {
+        self.read("check the metadata", |connection| {
+            let mut statement = connection
+                .prepare("PRAGMA integrity_check(20)")
+                .map_err(StoreError::sql("check the metadata"))?;
+            let lines = statement.query_map([], |row| row.get::<_, String>(0));
+            let lines = lines.and_then(|rows| rows.collect::<rusqlite::Result<Vec<_>>>());
+            let lines = lines.map_err(StoreError::sql("check the metadata"))?;
+            Ok(lines.into_iter().filter(|line| line != "ok").collect())
+        })
+    }
+
+    fn failed(&self, action: &'static str, source: rusqlite::Error) -> StoreError {
+        match source.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => StoreError::Full { action, path: self.path.clone() },
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => refused(&self.path, source),
+            _ => StoreError::Metadata { action, source },
+        }
+    }
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    Ok(connection)
+}
+
+fn refused(path: &Path, source: rusqlite::Error) -> StoreError {
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            StoreError::MetadataDamaged { path: path.to_owned(), reason: source.to_string() }
+        }
+        Some(ErrorCode::DiskFull) => StoreError::Full { action: "open", path: path.to_owned() },
+        _ => StoreError::Metadata { action: "open the metadata", source },
+    }
+}
+
+/// Reads a column of text that must parse, such as a digest or a tag.
+pub(super) fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T: std::str::FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text: String = row.get(column)?;
+    text.parse().map_err(|error: T::Err| {
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+    })
+}
+
+/// All rows of a statement.
+pub(super) fn rows<T>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+    map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Vec<T>> {
+    connection.prepare_cached(sql)?.query_map(parameters, map)?.collect()
+}
+
+/// The first row of a statement, if there is one.
+pub(super) fn first<T>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+    map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Option<T>> {
+    use rusqlite::OptionalExtension;
+    connection.prepare_cached(sql)?.query_row(parameters, map).optional()
+}
+
+/// Runs a statement; how many rows it changed.
+pub(super) fn run(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+) -> rusqlite::Result<usize> {
+    connection.prepare_cached(sql)?.execute(parameters)
+}
+
+/// Sizes are unsigned everywhere but in SQL; none comes near 2^63.
+pub(super) fn to_sql(size: u64) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+/// The reverse of [`to_sql`].
+pub(super) fn from_sql(size: i64) -> u64 {
+    u64::try_from(size).unwrap_or(0)
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    crate::epoch::Epoch::now().seconds()
+}
+
+/// A digest as SQL text.
+pub(super) fn text(digest: &Digest) -> String {
+    digest.to_string()
+}

@@ -1,0 +1,460 @@
+//! Tests of the store's pieces together, within one process.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::*;
+use crate::config::ImageConfig;
+use crate::descriptor::Descriptor;
+use crate::epoch::Epoch;
+use crate::manifest::Manifest;
+use crate::media_type;
+use crate::platform::Platform;
+use crate::reference::{ImageName, Tag};
+
+fn store() -> (tempfile::TempDir, Store) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    (directory, store)
+}
+
+fn name(text: &str) -> ImageName {
+    text.parse().unwrap()
+}
+
+fn tag(text: &str) -> Tag {
+    text.parse().unwrap()
+}
+
+/// An image whose one layer is `content`; its manifest's digest.
+fn put_image(store: &Store, repository: &str, tags: &[&str], content: &[u8]) -> Digest {
+    let layer = store.put_bytes(content).unwrap();
+    let mut config = ImageConfig::scratch(Platform::new("linux", "amd64"), Epoch::DEFAULT);
+    config.rootfs.diff_ids.push(crate::digest::DiffId::new(layer.digest));
+    let config = store.put_bytes(&config.to_bytes()).unwrap();
+    let manifest = Manifest::build(
+        Descriptor::new(media_type::OCI_CONFIG, config.digest, config.size),
+        vec![Descriptor::new(media_type::OCI_LAYER_TAR, layer.digest, layer.size)],
+        Default::default(),
+    );
+    let tags: Vec<Tag> = tags.iter().map(|text| tag(text)).collect();
+    let put =
+        store.repository(&name(repository)).put_manifest(manifest.raw(), None, &tags, &PutOptions::local());
+    put.unwrap().digest
+}
+
+fn overwrite(path: &Path, content: &[u8]) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+fn uploads(store: &Store) -> usize {
+    fs::read_dir(store.uploads_dir()).unwrap().count()
+}
+
+#[test]
+fn bytes_come_back_as_they_went_in() {
+    let (_directory, store) = store();
+    for algorithm in Algorithm::ALL {
+        let mut ingest = store.ingest_with(algorithm).unwrap();
+        let content = vec![7u8; 300_000];
+        ingest.write_all(&content[..10]).unwrap();
+        ingest.append_from(&mut &content[10..]).unwrap().unwrap();
+        assert_eq!(ingest.len(), 300_000);
+        let committed = ingest.commit(None).unwrap();
+        assert_eq!(committed, Committed { digest: Digest::of(algorithm, &content), size: 300_000 });
+        let mut read = Vec::new();
+        store.blob(&committed.digest).unwrap().unwrap().read_to_end(&mut read).unwrap();
+        assert_eq!(read, content);
+    }
+    assert_eq!(uploads(&store), 0);
+}
+
+#[test]
+fn a_commit_refuses_what_was_not_announced() {
+    let (_directory, store) = store();
+    let digest = Digest::sha256(b"right");
+    for (content, size) in [(&b"wrong"[..], None), (b"right", Some(4)), (b"righ", Some(5))] {
+        let mut ingest = store.ingest().unwrap();
+        ingest.write_all(content).unwrap();
+        let error = ingest.commit(Some(&Expect { digest, size })).unwrap_err();
+        assert!(
+            matches!(error, StoreError::DigestMismatch { .. } | StoreError::SizeMismatch { .. }),
+            "{error}"
+        );
+        assert!(store.blob(&digest).unwrap().is_none());
+        assert_eq!(uploads(&store), 0);
+    }
+}
+
+#[test]
+fn another_algorithm_at_commit_reads_the_file_again() {
+    let (_directory, store) = store();
+    let mut ingest = store.ingest().unwrap();
+    ingest.write_all(b"hello").unwrap();
+    let digest = Digest::of(Algorithm::Sha512, b"hello");
+    assert_eq!(ingest.commit(Some(&digest.into())).unwrap().digest, digest);
+}
+
+#[test]
+fn a_dropped_ingest_leaves_nothing() {
+    let (_directory, store) = store();
+    let mut ingest = store.ingest().unwrap();
+    ingest.write_all(b"half").unwrap();
+    assert_eq!(uploads(&store), 1);
+    drop(ingest);
+    assert_eq!(uploads(&store), 0);
+}
+
+#[test]
+fn an_upload_is_resumed_byte_for_byte() {
+    let (directory, store) = store();
+    for algorithm in Algorithm::ALL {
+        let mut ingest = store.ingest_with(algorithm).unwrap();
+        ingest.write_all(b"hello ").unwrap();
+        let id = ingest.suspend().unwrap();
+        // Another process goes on, and dies after the kernel took more bytes.
+        let other = Store::open(directory.path()).unwrap();
+        assert_eq!(other.upload(&id).unwrap().unwrap().size, 6);
+        fs::OpenOptions::new().append(true).open(other.upload_path(&id)).unwrap().write_all(b"wor").unwrap();
+        let mut ingest = other.resume(&id).unwrap();
+        assert_eq!(ingest.len(), 9);
+        assert!(matches!(store.resume(&id), Err(StoreError::UploadBusy(_))));
+        ingest.write_all(b"ld").unwrap();
+        let digest = Digest::of(algorithm, b"hello world");
+        ingest.commit(Some(&digest.into())).unwrap();
+        assert!(matches!(store.resume(&id), Err(StoreError::UploadUnknown(_))));
+        assert!(store.uploads().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn uploads_belong_to_their_repository() {
+    let (_directory, store) = store();
+    let ingest = store.repository(&name("a")).ingest_with(Algorithm::Sha256).unwrap();
+    let id = ingest.suspend().unwrap();
+    let stranger = store.repository(&name("b")).resume(&id);
+    assert!(matches!(stranger, Err(StoreError::UploadUnknown(_))));
+    store.repository(&name("a")).resume(&id).unwrap().cancel().unwrap();
+    assert!(matches!(store.resume(&id), Err(StoreError::UploadUnknown(_))));
+}
+
+#[test]
+fn sweeping_spares_the_living_and_the_suspended() {
+    let (_directory, store) = store();
+    let living = store.ingest().unwrap();
+    let suspended = store.ingest().unwrap().suspend().unwrap();
+    fs::write(store.uploads_dir().join("0123456789abcdef0123456789abcdef"), b"dead").unwrap();
+    assert_eq!(store.sweep_uploads(0, true).unwrap(), (1, 4));
+    assert_eq!(store.sweep_uploads(0, false).unwrap(), (1, 4));
+    assert_eq!(uploads(&store), 2);
+    store.resume(&suspended).unwrap().suspend().unwrap();
+    assert_eq!(store.sweep_uploads(i64::MAX, false).unwrap().0, 1);
+    drop(living);
+}
+
+#[test]
+fn damage_is_noticed_quarantined_and_healed() {
+    let (_directory, store) = store();
+    let good = b"some content";
+    type Reader = fn(&Store, &Digest) -> Result<(), StoreError>;
+    let readers: [(&[u8], Reader); 3] = [
+        (b"", |store, digest| store.blob(digest).map(drop)),
+        (b"sOme content", |store, digest| store.verified_blob(digest).map(drop)),
+        (b"somE content", |store, digest| store.read_blob(digest, 100).map(drop)),
+    ];
+    for (bad, read) in readers {
+        let digest = store.put_bytes(good).unwrap().digest;
+        read(&store, &digest).unwrap();
+        overwrite(&store.blob_path(&digest), bad);
+        for _ in 0..2 {
+            assert!(matches!(read(&store, &digest), Err(StoreError::Damaged { .. })));
+        }
+        assert!(!store.contains(&digest).unwrap());
+        assert!(!store.blob_path(&digest).exists());
+        assert_eq!(store.put_bytes(good).unwrap().digest, digest);
+        assert!(store.contains(&digest).unwrap());
+        assert_eq!(store.read_blob(&digest, 100).unwrap(), good);
+    }
+    assert_eq!(fs::read_dir(store.quarantine_dir()).unwrap().count(), 3);
+}
+
+#[test]
+fn a_push_heals_a_bit_flip_that_nobody_noticed_yet() {
+    let (_directory, store) = store();
+    let digest = store.put_bytes(b"some content").unwrap().digest;
+    overwrite(&store.blob_path(&digest), b"sOme content");
+    store.put_bytes(b"some content").unwrap();
+    assert_eq!(store.read_blob(&digest, 100).unwrap(), b"some content");
+}
+
+#[test]
+fn a_touched_but_right_blob_is_verified_again_and_remembered() {
+    let (_directory, store) = store();
+    let digest = store.put_bytes(b"some content").unwrap().digest;
+    overwrite(&store.blob_path(&digest), b"some content");
+    assert!(!store.is_whole(&digest, 12).unwrap());
+    store.verified_blob(&digest).unwrap().unwrap();
+    assert!(store.is_whole(&digest, 12).unwrap());
+}
+
+#[test]
+fn equal_content_is_kept_once() {
+    use std::os::unix::fs::MetadataExt;
+    let (_directory, store) = store();
+    let digest = store.put_bytes(b"x").unwrap().digest;
+    let inode = fs::metadata(store.blob_path(&digest)).unwrap().ino();
+    store.put_bytes(b"x").unwrap();
+    assert_eq!(fs::metadata(store.blob_path(&digest)).unwrap().ino(), inode);
+}
+
+#[test]
+fn repositories_do_not_leak_blobs() {
+    let (_directory, store) = store();
+    let (ours, theirs) = (store.repository(&name("ours")), store.repository(&name("theirs")));
+    let mut ingest = ours.ingest_with(Algorithm::Sha256).unwrap();
+    ingest.write_all(b"secret").unwrap();
+    let digest = ingest.commit(None).unwrap().digest;
+    assert_eq!(ours.has_blob(&digest).unwrap(), Some(6));
+    assert_eq!(theirs.has_blob(&digest).unwrap(), None);
+    assert!(theirs.blob(&digest).unwrap().is_none());
+    let config = Descriptor::new(media_type::OCI_CONFIG, digest, 6);
+    let manifest = Manifest::build(config, Vec::new(), Default::default());
+    let put = theirs.put_manifest(manifest.raw(), None, &[], &PutOptions::registry());
+    assert!(matches!(put, Err(StoreError::ContentMissing { missing, .. }) if missing == [digest]));
+    assert!(!theirs.mount_blob(&digest, &name("nobody")).unwrap());
+    assert!(theirs.mount_blob(&digest, &name("ours")).unwrap());
+    theirs.put_manifest(manifest.raw(), None, &[], &PutOptions::registry()).unwrap();
+    assert!(theirs.delete_blob(&digest).unwrap());
+    assert_eq!(theirs.has_blob(&digest).unwrap(), None);
+    assert_eq!(ours.has_blob(&digest).unwrap(), Some(6));
+}
+
+#[test]
+fn tags_page_in_byte_order_and_swap_only_as_asked() {
+    let (_directory, store) = store();
+    let first = put_image(&store, "app", &["b", "a", "_x", "B"], b"one");
+    let second = put_image(&store, "app", &[], b"two");
+    let app = store.repository(&name("app"));
+    let names = |after, limit| app.tags(after, limit).unwrap().iter().map(Tag::to_string).collect::<Vec<_>>();
+    assert_eq!(names(None, 10), ["B", "_x", "a", "b"]);
+    assert_eq!(names(Some("B"), 2), ["_x", "a"]);
+    assert!(names(Some("b"), 10).is_empty());
+    let failed = |result| matches!(result, Err(StoreError::PreconditionFailed { .. }));
+    assert!(failed(app.set_tag(&tag("a"), &second, Precondition::Absent)));
+    assert!(failed(app.set_tag(&tag("a"), &second, Precondition::Is(second))));
+    assert!(failed(app.set_tag(&tag("new"), &second, Precondition::Is(first))));
+    app.set_tag(&tag("a"), &second, Precondition::Is(first)).unwrap();
+    app.set_tag(&tag("new"), &first, Precondition::Absent).unwrap();
+    assert_eq!(app.resolve(&tag("a")).unwrap(), Some(second));
+    assert_eq!(app.tags_of(&second).unwrap(), [tag("a")]);
+    assert!(app.delete_manifest(&second).unwrap());
+    assert!(!app.delete_manifest(&second).unwrap());
+    assert_eq!(app.resolve(&tag("a")).unwrap(), None);
+    assert_eq!(app.delete_tag(&tag("new"), Precondition::None).unwrap(), Some(first));
+    assert_eq!(app.delete_tag(&tag("new"), Precondition::None).unwrap(), None);
+}
+
+#[test]
+fn referrers_are_listed_from_both_schemas() {
+    let (_directory, store) = store();
+    let app = store.repository(&name("app"));
+    let subject = Digest::sha256(b"not here");
+    let empty = store.put_bytes(b"{}").unwrap();
+    let put = |artifact_type: &str| {
+        let raw = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","artifactType":"{artifact_type}",
+            "config":{{"mediaType":"{}","digest":"{}","size":2}},"layers":[],
+            "subject":{{"mediaType":"{}","digest":"{subject}","size":8}},"annotations":{{"k":"v"}}}}"#,
+            media_type::OCI_MANIFEST,
+            media_type::OCI_EMPTY,
+            empty.digest,
+            media_type::OCI_MANIFEST
+        );
+        app.put_manifest(raw.as_bytes(), None, &[], &PutOptions::local()).unwrap()
+    };
+    let signature = put("a/signature");
+    assert_eq!(signature.subject, Some(subject));
+    put("a/sbom");
+    let mut old = Descriptor::new(media_type::OCI_MANIFEST, Digest::sha256(b"old"), 3);
+    old.artifact_type = Some("a/signature".to_owned());
+    let index = crate::manifest::Index::build(vec![old.clone()], Default::default());
+    let fallback = referrers::fallback_tag(&subject);
+    app.put_manifest(index.raw(), None, &[fallback], &PutOptions::local()).unwrap();
+    assert_eq!(app.referrers(&subject, None).unwrap().len(), 3);
+    let found = app.referrers(&subject, Some("a/signature")).unwrap();
+    let digests: std::collections::BTreeSet<Digest> = found.iter().map(|found| found.digest).collect();
+    assert_eq!(digests, [signature.digest, old.digest].into());
+    let ours = found.iter().find(|found| found.digest == signature.digest).unwrap();
+    assert_eq!(ours.annotations.get("k").map(String::as_str), Some("v"));
+}
+
+#[test]
+fn manifests_may_have_sha512_digests() {
+    let (_directory, store) = store();
+    let app = store.repository(&name("app"));
+    let config = store.put_bytes(b"{}").unwrap();
+    let config = Descriptor::new(media_type::OCI_EMPTY, config.digest, config.size);
+    let manifest = Manifest::build(config, Vec::new(), Default::default());
+    let digest = Digest::of(Algorithm::Sha512, manifest.raw());
+    let options = PutOptions { digest: Some(digest), ..PutOptions::local() };
+    app.put_manifest(manifest.raw(), None, &[tag("t")], &options).unwrap();
+    assert_eq!(app.resolve(&tag("t")).unwrap(), Some(digest));
+    assert_eq!(&*app.manifest(&digest).unwrap().raw, manifest.raw());
+    let wrong = PutOptions { digest: Some(Digest::sha256(b"")), ..PutOptions::local() };
+    let error = app.put_manifest(manifest.raw(), None, &[], &wrong).unwrap_err();
+    assert!(matches!(error, StoreError::DigestMismatch { .. }));
+}
+
+#[test]
+fn users_find_images_by_name_and_short_id() {
+    let (_directory, store) = store();
+    let one = put_image(&store, "app", &["latest", "1"], b"one");
+    let two = put_image(&store, "ghcr.io/a/b", &["2"], b"two");
+    let image = store.image(&one, None).unwrap();
+    assert_eq!(image.layers.len(), 1);
+    let config = image.manifest.config().digest;
+    for typed in ["app", "app:1", &one.to_string(), &one.hex()[..8], &config.hex()[..12], &config.to_string()]
+    {
+        assert_eq!(store.resolve_text(typed).unwrap().digest, one, "{typed}");
+    }
+    assert_eq!(store.resolve_text("ghcr.io/a/b:2").unwrap().digest, two);
+    for typed in ["ghcr.io/a/b", "nothing", &one.hex()[..5], "app:3", "app@sha256:00"] {
+        assert!(matches!(store.resolve_text(typed), Err(StoreError::ImageUnknown(_))), "{typed}");
+    }
+    let listed = store.images().unwrap();
+    let lines: Vec<_> =
+        listed.iter().map(|image| (image.name.as_str(), image.tag.clone(), image.digest)).collect();
+    let expected = [
+        ("app", Some(tag("1")), one),
+        ("app", Some(tag("latest")), one),
+        ("ghcr.io/a/b", Some(tag("2")), two),
+    ];
+    assert_eq!(lines, expected);
+    assert!(listed.iter().all(|image| image.unique_size == image.size && image.damaged.is_none()));
+    assert_eq!(listed[0].platforms, [Platform::new("linux", "amd64")]);
+}
+
+#[test]
+fn caches_remember_until_told_otherwise() {
+    let (_directory, store) = store();
+    store.cache_put("k1", "p", b"v1", &[]).unwrap();
+    store.cache_put("k2", "p", b"v2", &[Digest::sha256(b"b")]).unwrap();
+    assert_eq!(store.cache_get("k1").unwrap().unwrap(), b"v1");
+    assert_eq!(store.cache_candidates("p", 9).unwrap().len(), 2);
+    store.cache_remove("k1").unwrap();
+    assert_eq!(store.cache_get("k1").unwrap(), None);
+    let stamp = cache::FileStamp { device: u64::MAX, inode: 1, size: 2, mtime_ns: 3, ctime_ns: 4 };
+    store.stat_cache_put(&[(stamp, Digest::sha256(b"f"))]).unwrap();
+    let touched = cache::FileStamp { ctime_ns: 5, ..stamp };
+    assert_eq!(store.stat_cache_get(&[stamp, touched]).unwrap(), [Some(Digest::sha256(b"f")), None]);
+}
+
+/// Ends every lease and lets everything look old: time travel for collectors.
+fn make_everything_old(store: &Store) {
+    let sql = "DELETE FROM lease WHERE expires_at IS NOT NULL; UPDATE repository_blob SET leased_until = 0;
+               UPDATE manifest SET pushed_at = 0; UPDATE tag SET updated_at = 0;
+               UPDATE cache_entry SET used_at = used_at - 100000";
+    let old = store.metadata().write(metadata::Durability::Soft, "age", |transaction| {
+        transaction.execute_batch(sql).map_err(StoreError::sql("age"))
+    });
+    old.unwrap();
+}
+
+fn blobs(store: &Store) -> usize {
+    let files = store.blob_files().unwrap().len();
+    assert_eq!(uploads(store), 0);
+    files
+}
+
+#[test]
+fn prune_keeps_what_is_reachable_leased_or_cached() {
+    use prune::{CachePolicy, PruneOptions};
+    let (_directory, store) = store();
+    put_image(&store, "app", &["a"], b"tagged");
+    let untagged = put_image(&store, "app", &[], b"untagged");
+    let leased = store.put_bytes(b"leased").unwrap().digest;
+    let cached = store.put_bytes(b"cached").unwrap().digest;
+    let loose = store.put_bytes(b"loose").unwrap().digest;
+    store.cache_put("k", "", b"", &[cached]).unwrap();
+    assert_eq!(store.prune(&PruneOptions::default()).unwrap(), Default::default());
+    assert_eq!(blobs(&store), 9);
+    make_everything_old(&store);
+    let lease = store.lease(&leased).unwrap();
+    let plan = PruneOptions { dry_run: true, ..PruneOptions::default() };
+    let report = store.prune(&plan).unwrap();
+    assert_eq!((report.blobs, report.bytes), (1, 5));
+    assert_eq!(store.prune(&PruneOptions::default()).unwrap(), report);
+    assert!(store.blob(&loose).unwrap().is_none());
+    assert_eq!(blobs(&store), 8);
+    drop(lease);
+    let report = store.prune(&PruneOptions { untagged: true, ..plan }).unwrap();
+    assert_eq!((report.manifests.len(), report.blobs), (1, 4));
+    let report = store.prune(&PruneOptions { untagged: true, ..PruneOptions::default() }).unwrap();
+    assert_eq!((report.manifests, report.blobs), (vec![(name("app"), untagged)], 4));
+    let cache = CachePolicy { unused_seconds_max: Some(200_000), bytes_max: Some(6) };
+    assert_eq!(store.prune(&PruneOptions { cache, ..PruneOptions::default() }).unwrap().cache_entries, 0);
+    let cache = CachePolicy { unused_seconds_max: Some(2000), bytes_max: None };
+    let report = store.prune(&PruneOptions { cache, ..PruneOptions::default() }).unwrap();
+    assert_eq!((report.cache_entries, report.blobs), (1, 1));
+    store.hold("container:c", &[store.resolve_text("app:a").unwrap().digest]).unwrap();
+    let all = PruneOptions { all: true, ..PruneOptions::default() };
+    assert_eq!(store.prune(&all).unwrap(), Default::default());
+    store.release("container:c").unwrap();
+    let report = store.prune(&all).unwrap();
+    assert_eq!((report.tags, report.blobs), (vec![(name("app"), tag("a"))], 3));
+    assert_eq!(blobs(&store), 0);
+}
+
+#[test]
+fn indexes_keep_their_variants_and_subjects_their_referrers() {
+    use prune::PruneOptions;
+    let (_directory, store) = store();
+    let app = store.repository(&name("app"));
+    let child = put_image(&store, "app", &[], b"child");
+    let child = app.manifest(&child).unwrap().descriptor();
+    let index = crate::manifest::Index::build(vec![child.clone()], Default::default());
+    let index = app.put_manifest(index.raw(), None, &[tag("multi")], &PutOptions::local()).unwrap().digest;
+    let empty = store.put_bytes(b"{}").unwrap().digest;
+    let raw = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{0}","config":{{"mediaType":"{1}","digest":"{empty}","size":2}},
+        "layers":[],"subject":{{"mediaType":"{0}","digest":"{index}","size":8}}}}"#,
+        media_type::OCI_MANIFEST,
+        media_type::OCI_EMPTY,
+    );
+    let referrer = app.put_manifest(raw.as_bytes(), None, &[], &PutOptions::local()).unwrap().digest;
+    make_everything_old(&store);
+    let untagged = PruneOptions { untagged: true, ..PruneOptions::default() };
+    assert_eq!(store.prune(&untagged).unwrap(), Default::default());
+    let removed = store.remove_image(&store.resolve_text("app:multi").unwrap(), false).unwrap();
+    assert_eq!(removed.untagged, [(name("app"), tag("multi"))]);
+    let deleted: std::collections::BTreeSet<Digest> = removed.deleted.into_iter().collect();
+    assert_eq!(deleted, [index, child.digest, referrer].into());
+    assert_eq!(blobs(&store), 0);
+    assert_eq!(store.prune(&untagged).unwrap(), Default::default());
+}
+
+#[test]
+fn removing_the_last_name_frees_what_only_that_image_needs() {
+    let (_directory, store) = store();
+    put_image(&store, "app", &["a", "b"], b"one");
+    let other = put_image(&store, "other", &["latest"], b"one");
+    let id = store.resolve_text(&other.hex()[..12]);
+    assert!(id.is_ok(), "the same image under two names is not ambiguous");
+    let find = |typed: &str| store.resolve_text(typed).unwrap();
+    assert_eq!(store.remove_image(&find("app:a"), false).unwrap().deleted, []);
+    let removed = store.remove_image(&find("app:b"), false).unwrap();
+    assert_eq!((removed.deleted.len(), removed.bytes), (1, 0));
+    store.hold("container:c", &[other]).unwrap();
+    let refused = store.remove_image(&find("other"), false);
+    assert!(matches!(refused, Err(StoreError::InUse { holder, .. }) if holder.starts_with("container:c")));
+    store.release("container:c").unwrap();
+    let removed = store.remove_image(&find("other"), false).unwrap();
+    assert!(removed.bytes > 0);
+    assert_eq!(blobs(&store), 0);
+    assert!(store.images().unwrap().is_empty());
+}
