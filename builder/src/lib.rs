@@ -15,7 +15,7 @@ pub mod events;
 pub mod expand;
 pub mod glob;
 pub mod ignore;
-//PLAN
+pub mod plan;
 pub mod source;
 pub mod syntax;
 

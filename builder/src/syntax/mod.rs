@@ -33,6 +33,9 @@ pub use tree::{
     InstructionKind, KeyValue, Onbuild, Run, Switch, Transfer, TransferSource, Word,
 };
 
+pub(crate) use run::check_choice;
+pub(crate) use transfer::check_mode;
+
 use crate::diagnostic::Diagnostic;
 use crate::source::{SOURCE_BYTES_MAX, SourceFile, Span};
 use instruction::Parser;

@@ -1,0 +1,142 @@
+//! Build arguments outside stages: what the user gave, what stands before the first FROM, and what is
+//! there by itself.
+
+use super::PlanOptions;
+use crate::diagnostic::Diagnostic;
+use crate::expand::Expander;
+use crate::source::Span;
+use crate::suggest;
+use crate::syntax::{ArgDeclaration, Word};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Arguments that reach RUN without any ARG, and then take no part in keys or history.
+pub const PROXY_ARGUMENTS: [&str; 10] = [
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "FTP_PROXY",
+    "ftp_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
+
+/// The global scope of a build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Globals {
+    build_args: BTreeMap<String, String>,
+    automatic: BTreeMap<String, String>,
+    declared: BTreeMap<String, Option<String>>,
+}
+
+impl Globals {
+    pub(super) fn new(options: &PlanOptions) -> Globals {
+        let mut build_args = options.build_args.clone();
+        if let Some(epoch) = &options.source_date_epoch {
+            build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.clone());
+        }
+        let mut automatic = BTreeMap::new();
+        for (prefix, platform) in [("TARGET", &options.target_platform), ("BUILD", &options.build_platform)] {
+            let mut set = |name: &str, value: &str| {
+                let name = format!("{prefix}{name}");
+                let value = build_args.get(&name).map_or(value, String::as_str).to_owned();
+                automatic.insert(name, value);
+            };
+            set("PLATFORM", &platform.to_string());
+            set("OS", &platform.os);
+            set("OSVERSION", platform.os_version.as_deref().unwrap_or(""));
+            set("ARCH", &platform.architecture);
+            set("VARIANT", platform.variant.as_deref().unwrap_or(""));
+        }
+        let target = options.target.as_deref().filter(|target| target.parse::<usize>().is_err());
+        automatic.insert("TARGETSTAGE".to_owned(), target.unwrap_or("default").to_lowercase());
+        Globals { build_args, automatic, declared: BTreeMap::new() }
+    }
+
+    /// Takes a declaration from before the first FROM.
+    pub(super) fn declare(
+        &mut self,
+        declaration: &ArgDeclaration,
+        escape: char,
+        warnings: &mut Vec<Diagnostic>,
+    ) -> Result<(), Diagnostic> {
+        let name = declaration.name.text.clone();
+        let value = match (self.build_args.get(&name), &declaration.default) {
+            (Some(value), _) => Some(value.clone()),
+            (None, Some(default)) => Some(self.expand(default, escape, "UndefinedVar", warnings)?),
+            (None, None) => None,
+        };
+        self.declared.insert(name, value);
+        Ok(())
+    }
+
+    /// Expands a word of FROM or of a global ARG.
+    pub(super) fn expand(
+        &self,
+        word: &Word,
+        escape: char,
+        code: &'static str,
+        warnings: &mut Vec<Diagnostic>,
+    ) -> Result<String, Diagnostic> {
+        let expansion = Expander::new(&|name| self.value(name), escape)
+            .expand(&word.text)
+            .map_err(|error| Diagnostic::error(word.span_of(error.range.clone()), error.to_string()))?;
+        for (name, range) in expansion.undefined {
+            if !self.declared.contains_key(&name) {
+                warnings.push(undefined(code, word.span_of(range), &name, self.names()));
+            }
+        }
+        Ok(expansion.text)
+    }
+
+    /// The value of a global argument: declared, else automatic.
+    pub fn value(&self, name: &str) -> Option<String> {
+        match self.declared.get(name) {
+            Some(Some(value)) => Some(value.clone()),
+            _ => self.automatic.get(name).cloned(),
+        }
+    }
+
+    /// The value the user gave with `--build-arg`.
+    pub fn build_arg(&self, name: &str) -> Option<&str> {
+        self.build_args.get(name).map(String::as_str)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.declared.keys().chain(self.automatic.keys()).map(String::as_str)
+    }
+
+    /// A warning for every `--build-arg` that none of the declared names asks for.
+    pub(super) fn unused(&self, declared: &BTreeSet<String>) -> Vec<Diagnostic> {
+        let known = |name: &str| {
+            declared.contains(name)
+                || self.automatic.contains_key(name)
+                || PROXY_ARGUMENTS.contains(&name)
+                || name.starts_with("BUILDKIT_")
+                || name == "SOURCE_DATE_EPOCH"
+        };
+        let unused = self.build_args.keys().filter(|name| !known(name));
+        let warning = |name: &String| Diagnostic {
+            severity: crate::diagnostic::Severity::Warning,
+            ..Diagnostic::error_without_place(format!(
+                "build argument `{name}` is not used: no ARG declares it"
+            ))
+            .did_you_mean(suggest::nearest(name, declared.iter().map(String::as_str)))
+        };
+        unused.map(warning).collect()
+    }
+}
+
+/// The warning for a variable without a value.
+pub(super) fn undefined<'a>(
+    code: &'static str,
+    span: Span,
+    name: &str,
+    names: impl Iterator<Item = &'a str>,
+) -> Diagnostic {
+    Diagnostic::warning(code, span, format!("variable `{name}` is not defined"))
+        .label("empty here")
+        .did_you_mean(suggest::nearest(name, names))
+}

@@ -1,0 +1,167 @@
+//! The variables of a stage while it executes, and the expansion of its instructions with them.
+//!
+//! | asked for              | first found in                                              |
+//! |------------------------|-------------------------------------------------------------|
+//! | a variable in a stage  | ENV (also of the base image), then ARG                      |
+//! | the value of an ARG    | `--build-arg`, its default, the global ARG or automatic one |
+//!
+//! An instruction sees one snapshot: [`StageScope::expand`] reads, [`StageScope::apply`] writes.
+
+use super::evaluate::Evaluation;
+use super::expanded::{ArgValue, Expanded};
+use super::globals::{Globals, PROXY_ARGUMENTS, undefined};
+use crate::diagnostic::Diagnostic;
+use crate::expand::Expander;
+use crate::syntax::{ArgDeclaration, Instruction, Word};
+use std::collections::BTreeSet;
+
+/// PATH where the base image has none; images from scratch store it.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The variables in force at one point of a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageScope {
+    globals: Globals,
+    escape: char,
+    environment: Vec<(String, String)>,
+    arguments: Vec<ArgValue>,
+}
+
+/// An expanded instruction and what the expansion touched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evaluated {
+    /// The instruction's final form.
+    pub instruction: Expanded,
+    /// Every variable the text asked for, set or not.
+    pub used: BTreeSet<String>,
+    /// `UndefinedVar` and similar, at their places.
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl StageScope {
+    /// The scope at the start of a stage whose base is an image or nothing. `environment` is the base
+    /// image's; for scratch `PATH` with [`DEFAULT_PATH`].
+    pub fn new(globals: &Globals, escape: char, environment: Vec<(String, String)>) -> StageScope {
+        StageScope { globals: globals.clone(), escape, environment, arguments: Vec::new() }
+    }
+
+    /// The scope at the start of a stage whose base is another stage: it inherits variables and
+    /// declared arguments as they are at that stage's end.
+    pub fn inherit(parent: &StageScope) -> StageScope {
+        parent.clone()
+    }
+
+    /// The instruction in its final form, with the variables as they are now.
+    ///
+    /// # Errors
+    /// Diagnostics at the words to blame. FROM is refused: it has no final form.
+    pub fn expand(&self, instruction: &Instruction) -> Result<Evaluated, Vec<Diagnostic>> {
+        let mut evaluation = Evaluation::new(self);
+        match evaluation.instruction(instruction) {
+            Ok(expanded) => {
+                Ok(Evaluated { instruction: expanded, used: evaluation.used, warnings: evaluation.warnings })
+            }
+            Err(error) => Err(vec![error]),
+        }
+    }
+
+    /// Lets ENV and ARG take effect; nothing else changes variables.
+    pub fn apply(&mut self, expanded: &Expanded) {
+        match expanded {
+            Expanded::Env(pairs) => pairs.iter().for_each(|(key, value)| self.set(key, value)),
+            Expanded::Arg(arguments) => arguments.iter().for_each(|argument| self.declare(argument.clone())),
+            _ => {}
+        }
+    }
+
+    fn set(&mut self, key: &str, value: &str) {
+        match self.environment.iter_mut().find(|(name, _)| name == key) {
+            Some(pair) => pair.1 = value.to_owned(),
+            None => self.environment.push((key.to_owned(), value.to_owned())),
+        }
+    }
+
+    pub(super) fn declare(&mut self, argument: ArgValue) {
+        match self.arguments.iter_mut().find(|known| known.name == argument.name) {
+            Some(known) if argument.value.is_some() => known.value = argument.value,
+            Some(_) => {}
+            None => self.arguments.push(argument),
+        }
+    }
+
+    /// The value of a variable in this stage.
+    pub fn value(&self, name: &str) -> Option<String> {
+        let environment =
+            self.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let argument = || self.arguments.iter().find(|argument| argument.name == name)?.value.clone();
+        environment.or_else(argument)
+    }
+
+    /// The variables that go into the image's config.
+    pub fn environment(&self) -> &[(String, String)] {
+        &self.environment
+    }
+
+    /// The declared arguments that have a value and are not hidden by ENV, in order of declaration:
+    /// they belong in the environment of RUN, its key, and its history entry (`|N a=b …`).
+    pub fn arguments(&self) -> Vec<(String, String)> {
+        let hidden = |name: &str| self.environment.iter().any(|(key, _)| key == name);
+        let visible = self.arguments.iter().filter(|argument| !hidden(&argument.name));
+        visible.filter_map(|argument| Some((argument.name.clone(), argument.value.clone()?))).collect()
+    }
+
+    /// The environment of a RUN without the undeclared proxy arguments: what belongs in its key.
+    pub fn run_environment(&self) -> Vec<(String, String)> {
+        self.environment.iter().cloned().chain(self.arguments()).collect()
+    }
+
+    /// Proxy arguments the user gave that no ARG declares and no ENV sets: they belong in the
+    /// environment of RUN, but in neither key nor history.
+    pub fn proxy_environment(&self) -> Vec<(String, String)> {
+        let given = |name: &str| Some((name.to_owned(), self.globals.build_arg(name)?.to_owned()));
+        let free = PROXY_ARGUMENTS.into_iter().filter(|name| !self.knows(name));
+        free.filter_map(given).collect()
+    }
+
+    /// Whether the name is a variable or a declared argument, with or without a value.
+    fn knows(&self, name: &str) -> bool {
+        self.environment.iter().any(|(key, _)| key == name)
+            || self.arguments.iter().any(|argument| argument.name == name)
+    }
+
+    /// The value a declaration takes, the default apart.
+    pub(super) fn given_argument(&self, declaration: &ArgDeclaration) -> Option<String> {
+        let name = &declaration.name.text;
+        let given = self.globals.build_arg(name).map(str::to_owned);
+        given.or_else(|| if declaration.default.is_none() { self.globals.value(name) } else { None })
+    }
+
+    /// Fills in a word; `words` splits the result at blanks.
+    pub(super) fn fill(
+        &self,
+        word: &Word,
+        quotes: bool,
+        used: &mut BTreeSet<String>,
+        warnings: &mut Vec<Diagnostic>,
+    ) -> Result<(String, Vec<String>), Diagnostic> {
+        let lookup = |name: &str| self.value(name);
+        let mut expander = Expander::new(&lookup, self.escape);
+        if !quotes {
+            // The bodies of here-documents know the backslash only, whatever `# escape=` says.
+            expander = Expander::new(&lookup, '\\').without_quotes();
+        }
+        let expansion = expander
+            .expand(&word.text)
+            .map_err(|error| Diagnostic::error(word.span_of(error.range.clone()), error.to_string()))?;
+        used.extend(expansion.used);
+        for (name, range) in expansion.undefined {
+            if !self.knows(&name) {
+                let environment = self.environment.iter().map(|(key, _)| key.as_str());
+                let arguments = self.arguments.iter().map(|argument| argument.name.as_str());
+                let names = environment.chain(arguments);
+                warnings.push(undefined("UndefinedVar", word.span_of(range), &name, names));
+            }
+        }
+        Ok((expansion.text, expansion.words))
+    }
+}

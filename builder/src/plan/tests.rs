@@ -1,0 +1,2 @@
+//! Stages, bases, sources, scopes and precedence.
+#![allow(clippy::unwrap_used)]
