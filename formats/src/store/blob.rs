@@ -32,6 +32,10 @@ pub struct Blob {
 }
 
 impl Blob {
+    pub(super) fn of(digest: Digest, size: u64, file: File, path: PathBuf) -> Blob {
+        Blob { digest, size, file, path }
+    }
+
     /// Its digest.
     pub fn digest(&self) -> &Digest {
         &self.digest

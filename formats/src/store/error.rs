@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
+use crate::layer::LayerError;
 use crate::manifest::ManifestError;
 use crate::reference::{ImageName, Tag};
 use crate::store::UploadId;
@@ -60,9 +61,9 @@ pub enum StoreError {
     #[error("content does not match its digest: expected {expected}, received {actual}")]
     DigestMismatch {
         /// The digest announced.
-        expected: Digest,
+        expected: Box<Digest>,
         /// The digest of the bytes received.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// What was written is not as long as was announced. Nothing was stored.
     #[error("content of {digest} has {actual} bytes, expected {expected}")]
@@ -131,6 +132,14 @@ pub enum StoreError {
         what: &'static str,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A layer cannot be read, or is not the layer that its configuration says.
+    #[error("layer {digest}: {source}")]
+    Layer {
+        /// The blob.
+        digest: Digest,
+        /// What is wrong with it.
+        source: Box<LayerError>,
     },
     /// No unfinished upload has this id (any more).
     #[error("upload {0} is unknown: it was finished, cancelled or has expired")]

@@ -325,6 +325,7 @@ fn blobs_of(
         for (target, kind, size) in targets {
             match kind.as_str() {
                 "manifest" => left.push(target),
+                "foreign" => {}
                 _ => drop(blobs.insert(target, size)),
             }
         }

@@ -225,7 +225,10 @@ impl Ingest {
                 return Err(StoreError::SizeMismatch { digest: expect.digest, expected: size, actual });
             }
             if expect.digest != digest {
-                return Err(StoreError::DigestMismatch { expected: expect.digest, actual: digest });
+                return Err(StoreError::DigestMismatch {
+                    expected: Box::new(expect.digest),
+                    actual: Box::new(digest),
+                });
             }
         }
         self.place(&digest)?;

@@ -62,6 +62,7 @@ pub use repository::{ManifestPut, Precondition, PutOptions, Repository, Require,
 pub use uploads::UploadId;
 
 use directory_sync::DirectorySync;
+use layer_index::IndexCache;
 use manifest_cache::ManifestCache;
 use metadata::Metadata;
 use registration::Registrar;
@@ -80,6 +81,7 @@ struct Inner {
     blob_directories: [DirectorySync; 2],
     registrar: Registrar,
     manifests: ManifestCache,
+    indexes: IndexCache,
     /// Names this handle as a holder of leases.
     session: String,
 }
@@ -106,6 +108,7 @@ impl Store {
             blob_directories: [directory(Algorithm::Sha256)?, directory(Algorithm::Sha512)?],
             registrar: Registrar::default(),
             manifests: ManifestCache::default(),
+            indexes: IndexCache::default(),
             session: format!("session:{}", random_id()),
             root,
         };

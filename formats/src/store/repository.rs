@@ -243,7 +243,10 @@ impl Repository {
         let algorithm = options.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
         let digest = Digest::of(algorithm, raw);
         if let Some(expected) = options.digest.filter(|expected| *expected != digest) {
-            return Err(StoreError::DigestMismatch { expected, actual: digest });
+            return Err(StoreError::DigestMismatch {
+                expected: Box::new(expected),
+                actual: Box::new(digest),
+            });
         }
         let put = ManifestPut {
             digest,
@@ -354,7 +357,7 @@ impl Repository {
     fn check_files(&self, manifest: &Digest, mentions: &[Mention]) -> Result<(), StoreError> {
         let mut missing = Vec::new();
         for mention in
-            mentions.iter().filter(|mention| mention.required && mention.kind != MentionKind::Manifest)
+            mentions.iter().filter(|mention| matches!(mention.kind, MentionKind::Blob | MentionKind::Config))
         {
             if !self.store.has_file(&mention.digest)? {
                 missing.push(mention.digest);
@@ -433,6 +436,8 @@ impl Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MentionKind {
     Blob,
+    /// A layer that registries need not carry (image-spec, *Non-distributable Layers*).
+    Foreign,
     Config,
     Manifest,
 }
@@ -441,6 +446,7 @@ impl MentionKind {
     fn name(self) -> &'static str {
         match self {
             MentionKind::Blob => "blob",
+            MentionKind::Foreign => "foreign",
             MentionKind::Config => "config",
             MentionKind::Manifest => "manifest",
         }
@@ -453,18 +459,18 @@ struct Mention {
     digest: Digest,
     size: u64,
     kind: MentionKind,
-    required: bool,
 }
 
 fn mentions(document: &ManifestOrIndex) -> Vec<Mention> {
-    let mention = |descriptor: &Descriptor, kind| {
-        // Layers that registries need not carry (image-spec, *Non-distributable Layers*) may be absent.
-        let foreign = matches!(descriptor.kind(), MediaKind::Layer { foreign: true, .. });
-        Mention { digest: descriptor.digest, size: descriptor.size, kind, required: !foreign }
+    let mention =
+        |descriptor: &Descriptor, kind| Mention { digest: descriptor.digest, size: descriptor.size, kind };
+    let layer_kind = |layer: &Descriptor| match layer.kind() {
+        MediaKind::Layer { foreign: true, .. } => MentionKind::Foreign,
+        _ => MentionKind::Blob,
     };
     match document {
         ManifestOrIndex::Manifest(manifest) => {
-            let layers = manifest.layers().iter().map(|layer| mention(layer, MentionKind::Blob));
+            let layers = manifest.layers().iter().map(|layer| mention(layer, layer_kind(layer)));
             std::iter::once(mention(manifest.config(), MentionKind::Config)).chain(layers).collect()
         }
         ManifestOrIndex::Index(index) => {
@@ -485,7 +491,7 @@ fn missing(
     let blob_in_store = "SELECT 1 FROM blob WHERE ?1 = ?1 AND digest = ?2 AND damaged IS NULL";
     let manifest = "SELECT 1 FROM manifest WHERE repository_id = ?1 AND digest = ?2";
     let mut missing = Vec::new();
-    for mention in mentions.iter().filter(|mention| mention.required) {
+    for mention in mentions.iter().filter(|mention| mention.kind != MentionKind::Foreign) {
         let sql = match (mention.kind, options.require) {
             (MentionKind::Manifest, _) if options.allow_sparse => continue,
             (MentionKind::Manifest, _) => manifest,

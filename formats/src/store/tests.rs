@@ -458,3 +458,65 @@ fn removing_the_last_name_frees_what_only_that_image_needs() {
     assert_eq!(blobs(&store), 0);
     assert!(store.images().unwrap().is_empty());
 }
+
+#[test]
+fn fsck_finds_every_kind_of_damage_and_repairs_what_it_can() {
+    use fsck::FsckOptions;
+    let (_directory, store) = store();
+    let check = FsckOptions::default();
+    let repair = FsckOptions { repair: true, ..check };
+    let good = put_image(&store, "app", &["good"], b"good");
+    put_image(&store, "app", &["rotten"], b"rotten");
+    put_image(&store, "app", &["gone"], b"gone");
+    let report = store.fsck(&check).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.blobs, 9);
+    let (rotten, gone) = (Digest::sha256(b"rotten"), Digest::sha256(b"gone"));
+    overwrite(&store.blob_path(&rotten), b"rottEn");
+    fs::remove_file(store.blob_path(&gone)).unwrap();
+    fs::write(store.blob_path(&Digest::sha256(b"orphan")), b"orphan").unwrap();
+    fs::write(store.blob_path(&rotten).with_file_name("README"), b"stranger").unwrap();
+    fs::write(store.index_path(&Digest::sha256(b"nobody")), b"").unwrap();
+    for options in [check, repair] {
+        let report = store.fsck(&options).unwrap();
+        assert_eq!(report.damaged.iter().map(|(digest, _)| *digest).collect::<Vec<_>>(), [rotten]);
+        assert_eq!((report.missing, report.unknown), (vec![gone], vec![Digest::sha256(b"orphan")]));
+        assert_eq!((report.strangers.len(), report.stale_indexes), (1, 1));
+        let broken: Vec<_> = report.broken.iter().map(|broken| broken.missing.clone()).collect();
+        assert_eq!(broken.len(), 2, "{broken:?}");
+        assert!(broken.contains(&vec![rotten]) && broken.contains(&vec![gone]));
+    }
+    fs::remove_file(store.blob_path(&rotten).with_file_name("README")).unwrap();
+    for content in [&b"rotten"[..], b"gone"] {
+        store.put_bytes(content).unwrap();
+    }
+    let report = store.fsck(&check).unwrap();
+    assert!(report.is_clean() && report.unknown.is_empty(), "{report:?}");
+    assert_eq!(store.resolve_text("app:good").unwrap().digest, good);
+}
+
+#[test]
+fn a_store_whose_metadata_is_lost_is_rebuilt_from_its_blobs() {
+    let (directory, store) = store();
+    let image = put_image(&store, "app", &["latest"], b"layer");
+    drop(store);
+    for suffix in ["-wal", "-shm"] {
+        let _ = fs::remove_file(directory.path().join(format!("metadata.db{suffix}")));
+    }
+    fs::write(directory.path().join("metadata.db"), b"this is not a database at all").unwrap();
+    let error = Store::open(directory.path()).unwrap_err();
+    assert!(matches!(error, StoreError::MetadataDamaged { .. }), "{error}");
+    let (store, report) = Store::rebuild(directory.path(), &Default::default()).unwrap();
+    assert_eq!(report.unknown.len(), 3);
+    assert_eq!(store.image(&image, None).unwrap().layers.len(), 1);
+    assert_eq!(store.resolve_text(&image.hex()[..12]).unwrap().name, name("recovered"));
+}
+
+#[test]
+fn a_newer_schema_is_refused_by_name() {
+    let (directory, store) = store();
+    drop(store);
+    let connection = rusqlite::Connection::open(directory.path().join("metadata.db")).unwrap();
+    connection.pragma_update(None, "user_version", 1000).unwrap();
+    assert!(matches!(Store::open(directory.path()), Err(StoreError::SchemaNewer { found: 1000, .. })));
+}
