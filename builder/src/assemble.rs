@@ -45,8 +45,10 @@ impl ImageState {
 
     /// `FROM image`.
     pub(crate) fn from_image(image: Image, epoch: Epoch) -> ImageState {
-        let layers = image.layers.into_iter().map(|(descriptor, diff_id)| LayerRecord { diff_id, descriptor });
-        let mut state = ImageState { config: image.config, layers: layers.collect(), epoch, cmd_is_own: false };
+        let layers =
+            image.layers.into_iter().map(|(descriptor, diff_id)| LayerRecord { diff_id, descriptor });
+        let mut state =
+            ImageState { config: image.config, layers: layers.collect(), epoch, cmd_is_own: false };
         state.mend_history();
         if state.variable("PATH").is_none() {
             state.config.config.env.push(format!("PATH={PATH_DEFAULT}"));
@@ -259,6 +261,9 @@ mod tests {
 
     #[test]
     fn go_quotes() {
-        assert_eq!(quoted_list(&["/bin/sh".into(), "-c".into(), "echo \"a\"\n".into()]), r#"["/bin/sh" "-c" "echo \"a\"\n"]"#);
+        assert_eq!(
+            quoted_list(&["/bin/sh".into(), "-c".into(), "echo \"a\"\n".into()]),
+            r#"["/bin/sh" "-c" "echo \"a\"\n"]"#
+        );
     }
 }

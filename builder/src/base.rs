@@ -2,6 +2,9 @@
 //!
 //! Images come through the port [`BaseImages`], which the command line implements: the store first, then a registry.
 
+pub(crate) mod layout;
+pub(crate) mod local;
+
 use rimg_formats::platform::Platform;
 use rimg_formats::reference::Reference;
 use rimg_formats::store::{Image, StoreError};

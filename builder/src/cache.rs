@@ -119,7 +119,8 @@ impl Cache {
 
     fn nearest(&self, slot: Slot, inputs: &StepInputs) -> Result<Option<StepRecord>, StoreError> {
         let candidates = self.store.cache_candidates(&slot.to_string(), CANDIDATES_MAX)?;
-        let records = candidates.iter().filter_map(|entry| serde_json::from_slice::<StepRecord>(&entry.value).ok());
+        let records =
+            candidates.iter().filter_map(|entry| serde_json::from_slice::<StepRecord>(&entry.value).ok());
         // Newest first: of several that are equally near, the first wins.
         Ok(records.rev().max_by_key(|record| record.inputs.common(inputs)))
     }

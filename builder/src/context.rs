@@ -191,7 +191,8 @@ impl DiskFile {
     /// Opens the file for reading. What is read may differ from what was looked at: compare [`DiskFile::stamp`]s.
     pub(crate) fn open(&self) -> io::Result<File> {
         // O_NONBLOCK keeps a FIFO that took the file's place from blocking; on regular files it means nothing.
-        let opened = self.tree.open_beneath(&self.path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let opened =
+            self.tree.open_beneath(&self.path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let stat = rustix::fs::fstat(&opened)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             let changed = io::Error::other("is no regular file any more: it changed during the build");

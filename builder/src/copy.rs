@@ -53,6 +53,14 @@ pub(crate) enum CopyError {
     /// A path cannot be in an image.
     #[error(transparent)]
     Path(#[from] LayerPathError),
+    /// An archive that ADD was to unpack cannot be.
+    #[error("failed to unpack `{name}`: {reason}")]
+    Archive {
+        /// The archive.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// A file cannot be read.
     #[error(transparent)]
     Read(#[from] io::Error),
@@ -72,7 +80,12 @@ pub(crate) struct CopyPlanner<'a> {
 
 impl CopyPlanner<'_> {
     /// Plans what a source matched. `several` says that it is not the only file of the instruction.
-    pub(crate) fn add(&mut self, tree: &dyn SourceTree, found: Match, several: bool) -> Result<(), CopyError> {
+    pub(crate) fn add(
+        &mut self,
+        tree: &dyn SourceTree,
+        found: Match,
+        several: bool,
+    ) -> Result<(), CopyError> {
         if self.rules.parents {
             return self.add_with_parents(tree, found);
         }
@@ -88,7 +101,12 @@ impl CopyPlanner<'_> {
     }
 
     /// Plans a file whose content stands in the Buildfile.
-    pub(crate) fn add_inline(&mut self, name: &str, content: Arc<[u8]>, several: bool) -> Result<(), CopyError> {
+    pub(crate) fn add_inline(
+        &mut self,
+        name: &str,
+        content: Arc<[u8]>,
+        several: bool,
+    ) -> Result<(), CopyError> {
         let node = SourceNode {
             kind: EntryKind::Regular { size: content.len() as u64 },
             mode: 0o644,
@@ -103,7 +121,8 @@ impl CopyPlanner<'_> {
 
     fn add_file(&mut self, name: &[u8], node: SourceNode, several: bool) -> Result<(), CopyError> {
         let landing = land(self.below, &self.destination.path)?;
-        let planned = self.plan.get(&landing.path).is_some_and(|planned| planned.entry.kind == EntryKind::Directory);
+        let planned =
+            self.plan.get(&landing.path).is_some_and(|planned| planned.entry.kind == EntryKind::Directory);
         let is_directory = planned || landing.node.as_ref().is_some_and(SourceNode::is_directory);
         if self.destination.is_directory || is_directory || self.destination.path.is_root() {
             let target = self.enter_destination()?;
@@ -144,6 +163,37 @@ impl CopyPlanner<'_> {
             self.put(path.clone(), node)?;
             if is_directory {
                 self.add_contents(tree, &source, &path, &inside)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans everything in an archive below the destination. A directory of the archive goes where the image has a
+    /// link to one: bases link `/lib` to `/usr/lib`, and archives bring files for either.
+    pub(crate) fn add_archive(&mut self, archive: &dyn SourceTree) -> Result<(), CopyError> {
+        let target = self.enter_destination()?;
+        self.add_archive_contents(archive, &LayerPath::root(), &target)
+    }
+
+    fn add_archive_contents(
+        &mut self,
+        archive: &dyn SourceTree,
+        from: &LayerPath,
+        target: &LayerPath,
+    ) -> Result<(), CopyError> {
+        for (name, node) in archive.children(from)? {
+            let (path, source) = (target.join(&name)?, from.join(&name)?);
+            if !node.is_directory() {
+                self.put(path, node)?;
+                continue;
+            }
+            let landing = land(self.below, &path)?;
+            if landing.path != path && landing.node.as_ref().is_some_and(SourceNode::is_directory) {
+                self.plan.ensure_directory(self.below, &landing.path, self.new_directory())?;
+                self.add_archive_contents(archive, &source, &landing.path)?;
+            } else {
+                self.put(path.clone(), node)?;
+                self.add_archive_contents(archive, &source, &path)?;
             }
         }
         Ok(())

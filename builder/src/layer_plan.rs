@@ -86,7 +86,12 @@ impl LayerPlan {
         Ok(())
     }
 
-    fn check(&self, below: &dyn SourceTree, path: &LayerPath, is_directory: bool) -> Result<(), PlanConflict> {
+    fn check(
+        &self,
+        below: &dyn SourceTree,
+        path: &LayerPath,
+        is_directory: bool,
+    ) -> Result<(), PlanConflict> {
         let found = match self.entries.get(path) {
             Some(planned) => Some(planned.entry.kind.clone()),
             None => below.lookup(path)?.map(|node| node.kind),

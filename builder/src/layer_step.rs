@@ -12,15 +12,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rimg_formats::descriptor::Descriptor;
 use rimg_formats::digest::{Algorithm, Digest, DigestWriter};
-use rimg_formats::epoch::Epoch;
 use rimg_formats::layer::{
-    Entry, EntryKind, FinishedLayer, LayerCompression, LayerIndex, LayerOptions, LayerWriter, MtimePolicy, WriteError,
+    Entry, EntryKind, FinishedLayer, LayerCompression, LayerIndex, LayerOptions, LayerWriter, MtimePolicy,
+    WriteError,
 };
 use rimg_formats::media_type;
 use rimg_formats::store::cache::FileStamp;
 use rimg_formats::store::{Ingest, Store, StoreError};
 
 use crate::cache::{Cache, CacheKey, FieldHasher, LayerRecord, Lookup, Miss, Slot, StepInputs, StepRecord};
+use crate::context::DiskFile;
 use crate::layer_plan::{LayerPlan, PlannedEntry};
 use crate::layer_tree::prepare_sources;
 use crate::source_tree::Content;
@@ -91,7 +92,8 @@ impl LayerMaker {
         }
         if self.cache.knows(slot)? {
             let digests = self.digests(&entries)?;
-            let inputs = self.file_inputs(entries.iter().map(|planned| &planned.entry).zip(digests.iter().copied()));
+            let inputs =
+                self.file_inputs(entries.iter().map(|planned| &planned.entry).zip(digests.iter().copied()));
             match self.cache.look_up(slot, &inputs)? {
                 Lookup::Hit(layer) => {
                     return Ok(StepOutcome { key: inputs.key(), cached: true, layer, entries: None });
@@ -174,7 +176,8 @@ impl LayerMaker {
             })
             .collect();
         let known = self.store.stat_cache_get(&stamps)?;
-        self.stat_cache.add_known(stamps.into_iter().zip(known).filter_map(|(stamp, digest)| Some((stamp, digest?))));
+        self.stat_cache
+            .add_known(stamps.into_iter().zip(known).filter_map(|(stamp, digest)| Some((stamp, digest?))));
         let threads = match self.options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -193,7 +196,11 @@ impl LayerMaker {
         let parts: Vec<io::Result<Vec<(usize, Digest)>>> = std::thread::scope(|scope| {
             let workers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
             let own = work();
-            workers.into_iter().map(|worker| worker.join().expect("hashing does not panic")).chain([own]).collect()
+            workers
+                .into_iter()
+                .map(|worker| worker.join().expect("hashing does not panic"))
+                .chain([own])
+                .collect()
         });
         for part in parts {
             for (at, digest) in part? {
@@ -201,6 +208,13 @@ impl LayerMaker {
             }
         }
         Ok(digests)
+    }
+
+    /// The digest of one file on disk.
+    pub(crate) fn file_digest(&self, file: &DiskFile) -> io::Result<Digest> {
+        let known = self.store.stat_cache_get(&[file.stamp]).map_err(io::Error::other)?;
+        self.stat_cache.add_known(known.into_iter().flatten().map(|digest| (file.stamp, digest)));
+        self.stat_cache.digest(file)
     }
 
     fn digest(&self, content: &Content) -> io::Result<Option<Digest>> {
@@ -226,9 +240,10 @@ impl LayerMaker {
         let layer = earlier.and_then(|record| record.layer).filter(|_| in_files);
         let Some(layer) = layer else { return miss };
         // An index that cannot be read only makes the explanation poorer.
-        let Ok(index) = self.store.layer_index(&layer.descriptor) else { return miss };
+        let Ok(index) = self.store.layer_index(&layer.descriptor.digest) else { return miss };
         let now = entries.iter().map(|planned| &planned.entry).zip(digests.iter().copied());
-        first_file_difference(now, &index, self.options.mtime == MtimePolicy::Preserve).map_or(miss, Miss::Changed)
+        first_file_difference(now, &index, self.options.mtime == MtimePolicy::Preserve)
+            .map_or(miss, Miss::Changed)
     }
 
     /// Stores what was learnt about files on disk.
@@ -313,7 +328,9 @@ fn first_file_difference<'a>(
 ) -> Option<String> {
     let mut seen = std::collections::HashSet::new();
     for (entry, content) in now {
-        let Some(before) = earlier.get(&entry.path) else { return Some(format!("the set of files ({} is new)", entry.path)) };
+        let Some(before) = earlier.get(&entry.path) else {
+            return Some(format!("the set of files ({} is new)", entry.path));
+        };
         seen.insert(entry.path.clone());
         if entry.kind != before.entry.kind || content != before.content {
             return Some(format!("file {}", entry.path));
@@ -330,12 +347,4 @@ fn first_file_difference<'a>(
     }
     let gone = earlier.entries.iter().find(|entry| !seen.contains(entry.path()));
     gone.map(|gone| format!("the set of files ({} is gone)", gone.path()))
-}
-
-/// The constant time as an epoch, or `None` where files keep theirs.
-pub(crate) fn constant_time(policy: MtimePolicy) -> Option<Epoch> {
-    match policy {
-        MtimePolicy::Fixed(epoch) => Some(epoch),
-        MtimePolicy::Preserve => None,
-    }
 }

@@ -1,18 +1,19 @@
 //! [`LayerTree`]: the merged layers of an image or stage as a source of files. Nothing is unpacked: names come from
 //! the layers' indexes, contents straight out of the blobs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rimg_formats::compression::{Compression, decoder};
 use rimg_formats::digest::Digest;
-use rimg_formats::layer::{EntryKind, IndexEntry, LayerIndex, LayerPath, MergedTree, Mtime};
+use rimg_formats::layer::{EntryKind, IndexEntry, LayerIndex, LayerPath, MergedTree, Node};
 use rimg_formats::store::{Store, StoreError};
 use rustix::fs::{Mode, OFlags};
 
 use crate::cache::LayerRecord;
+use crate::context::DiskFile;
 use crate::source_tree::{Content, SourceNode, SourceTree, land};
 
 /// Files wanted of one layer from which on the layer is decompressed once into a temporary file: finding each file in
@@ -22,7 +23,7 @@ const SPILL_FILES_MIN: usize = 32;
 const SPILL_FILES_MIN_WHOLE: usize = 2;
 
 /// Merged layers as a source tree.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct LayerTree {
     name: String,
     merged: MergedTree,
@@ -33,9 +34,19 @@ pub(crate) struct LayerTree {
 #[derive(Debug)]
 struct LayerContents {
     index: Arc<LayerIndex>,
+    origin: Origin,
     store: Store,
-    spilled: OnceLock<Arc<File>>,
+    spilled: OnceLock<File>,
     spilling: Mutex<()>,
+}
+
+/// Where a layer's bytes are.
+#[derive(Debug)]
+enum Origin {
+    /// A blob of the store.
+    Blob,
+    /// An archive on disk.
+    Archive(DiskFile),
 }
 
 /// A regular file in a layer.
@@ -48,67 +59,64 @@ pub(crate) struct LayerFile {
 impl LayerTree {
     /// The tree of `layers`, lowest first. `name` is what messages call it.
     pub(crate) fn new(name: &str, store: &Store, layers: &[LayerRecord]) -> Result<LayerTree, StoreError> {
-        let mut indexes = Vec::with_capacity(layers.len());
-        for layer in layers {
-            indexes.push(store.layer_index(&layer.descriptor)?);
-        }
-        let merged = MergedTree::new(&indexes);
-        let contents = |index| LayerContents {
-            index,
-            store: store.clone(),
-            spilled: OnceLock::new(),
-            spilling: Mutex::new(()),
-        };
-        let layers = indexes.into_iter().map(|index| Arc::new(contents(index))).collect();
-        Ok(LayerTree { name: name.to_owned(), merged, layers })
+        let empty = LayerTree { name: name.to_owned(), merged: MergedTree::new(&[]), layers: Vec::new() };
+        layers.iter().try_fold(empty, |tree, layer| tree.with_layer(store, layer))
     }
 
-    fn node(&self, layer: usize, entry: &IndexEntry) -> SourceNode {
-        let contents = &self.layers[layer];
+    /// This tree with one more layer on top.
+    pub(crate) fn with_layer(&self, store: &Store, layer: &LayerRecord) -> Result<LayerTree, StoreError> {
+        let index = store.layer_index_of(&layer.descriptor.digest, Some(&layer.diff_id))?;
+        Ok(self.with_contents(LayerContents::new(store, index, Origin::Blob)))
+    }
+
+    /// The tree of an archive on disk with this index.
+    pub(crate) fn of_archive(name: &str, store: &Store, index: Arc<LayerIndex>, file: DiskFile) -> LayerTree {
+        let empty = LayerTree { name: name.to_owned(), merged: MergedTree::new(&[]), layers: Vec::new() };
+        empty.with_contents(LayerContents::new(store, index, Origin::Archive(file)))
+    }
+
+    fn with_contents(&self, contents: LayerContents) -> LayerTree {
+        let merged = self.merged.with_layer(contents.index.clone());
+        let mut layers = self.layers.clone();
+        layers.push(Arc::new(contents));
+        LayerTree { name: self.name.clone(), merged, layers }
+    }
+
+    /// The same tree under another name.
+    pub(crate) fn called(&self, name: &str) -> LayerTree {
+        LayerTree { name: name.to_owned(), ..self.clone() }
+    }
+
+    fn source_node(&self, node: Node<'_>) -> SourceNode {
         // A hard link's content and attributes are its target's, which lies in the same layer.
-        let source = contents.index.link_source(entry).unwrap_or(entry);
-        let is_file = matches!(source.entry.kind, EntryKind::Regular { .. });
-        let content = match is_file {
-            true => Content::Layer(LayerFile { layer: contents.clone(), entry: Arc::new(source.clone()) }),
-            false => Content::None,
-        };
-        SourceNode {
-            kind: source.entry.kind.clone(),
-            mode: source.entry.mode,
-            owner: Some((source.entry.uid, source.entry.gid)),
-            mtime: source.entry.mtime,
-            xattrs: source.entry.xattrs.clone(),
-            content,
-            // Every entry has a header of its own in the tar, so the place behind it identifies the file.
-            identity: is_file.then_some((layer as u64, source.offset)),
-        }
-    }
-
-    /// A directory that layers imply without saying anything about it.
-    fn implied_directory() -> SourceNode {
-        SourceNode {
-            kind: EntryKind::Directory,
-            mode: 0o755,
-            owner: Some((0, 0)),
-            mtime: Mtime::default(),
-            xattrs: BTreeMap::new(),
+        let node = self.merged.link_source(node).unwrap_or(node);
+        let mut source = SourceNode {
+            kind: node.kind().clone(),
+            mode: node.mode(),
+            owner: Some((node.uid(), node.gid())),
+            mtime: node.mtime(),
+            xattrs: node.entry.map(|entry| entry.entry.xattrs.clone()).unwrap_or_default(),
             content: Content::None,
             identity: None,
+        };
+        if let (EntryKind::Regular { .. }, Some(layer), Some(entry)) = (node.kind(), node.layer, node.entry) {
+            let file = LayerFile { layer: self.layers[layer].clone(), entry: Arc::new(entry.clone()) };
+            source.content = Content::Layer(file);
+            // Every entry has a header of its own in the tar, so the place behind it identifies the file.
+            source.identity = Some((layer as u64, entry.offset));
         }
+        source
     }
 }
 
 impl SourceTree for LayerTree {
     fn lookup(&self, path: &LayerPath) -> io::Result<Option<SourceNode>> {
-        if let Some(node) = self.merged.lookup(path) {
-            return Ok(Some(self.node(node.layer, node.entry)));
-        }
-        Ok(path.is_root().then(LayerTree::implied_directory))
+        Ok(self.merged.lookup(path).map(|node| self.source_node(node)))
     }
 
     fn children(&self, path: &LayerPath) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
-        let names = self.merged.read_dir(path);
-        Ok(names.map(|(name, node)| (name.to_vec(), self.node(node.layer, node.entry))).collect())
+        let names = self.merged.read_dir(path).into_iter().flatten();
+        Ok(names.map(|(name, node)| (name.to_vec(), self.source_node(node))).collect())
     }
 
     fn describe(&self) -> String {
@@ -146,10 +154,24 @@ impl LayerFile {
 }
 
 impl LayerContents {
+    fn new(store: &Store, index: Arc<LayerIndex>, origin: Origin) -> LayerContents {
+        LayerContents {
+            index,
+            origin,
+            store: store.clone(),
+            spilled: OnceLock::new(),
+            spilling: Mutex::new(()),
+        }
+    }
+
     fn blob(&self) -> io::Result<File> {
+        if let Origin::Archive(file) = &self.origin {
+            return file.open();
+        }
         let digest = self.index.blob;
         let blob = self.store.verified_blob(&digest).map_err(io::Error::other)?;
-        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("layer {digest} is not in the store"));
+        let missing =
+            || io::Error::new(io::ErrorKind::NotFound, format!("layer {digest} is not in the store"));
         Ok(blob.ok_or_else(missing)?.into_file())
     }
 
@@ -168,7 +190,7 @@ impl LayerContents {
             let message = format!("layer {} ends early", self.index.blob);
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
         }
-        let _ = self.spilled.set(Arc::new(file));
+        let _ = self.spilled.set(file);
         Ok(())
     }
 }

@@ -100,7 +100,8 @@ pub(crate) fn command_words(image: &ImageState, command: &ExpandedCommand) -> Ve
 
 /// A shell form is marked `CMD-SHELL` instead of naming the shell: whoever runs the check knows the image's.
 fn healthcheck(image: &ImageState, check: &ExpandedHealthcheck) -> Healthcheck {
-    let ExpandedHealthcheck::Command { command, interval, timeout, start_period, start_interval, retries } = check
+    let ExpandedHealthcheck::Command { command, interval, timeout, start_period, start_interval, retries } =
+        check
     else {
         return Healthcheck { test: vec!["NONE".to_owned()], ..Healthcheck::default() };
     };
@@ -111,7 +112,8 @@ fn healthcheck(image: &ImageState, check: &ExpandedHealthcheck) -> Healthcheck {
             std::iter::once("CMD".to_owned()).chain(words).collect()
         }
     };
-    let nanoseconds = |time: &Option<crate::syntax::Duration>| time.as_ref().map_or(0, |time| time.nanoseconds());
+    let nanoseconds =
+        |time: &Option<crate::syntax::Duration>| time.as_ref().map_or(0, |time| time.nanoseconds());
     Healthcheck {
         test,
         interval: nanoseconds(interval),

@@ -17,7 +17,7 @@ use crate::layer_tree::LayerFile;
 const LINKS_FOLLOWED_MAX: usize = 40;
 
 /// A tree of files that a step may read.
-pub(crate) trait SourceTree: Sync {
+pub(crate) trait SourceTree: Send + Sync {
     /// What is at `path`, whose parents are taken to be directories; `None` when nothing is there.
     fn lookup(&self, path: &LayerPath) -> io::Result<Option<SourceNode>>;
 

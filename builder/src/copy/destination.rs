@@ -18,7 +18,8 @@ impl Destination {
     pub(crate) fn parse(text: &str, working_directory: &str) -> Result<Destination, LayerPathError> {
         let last = text.rsplit('/').next().unwrap_or("");
         let is_directory = matches!(last, "" | "." | "..");
-        let joined = if text.starts_with('/') { text.to_owned() } else { format!("{working_directory}/{text}") };
+        let joined =
+            if text.starts_with('/') { text.to_owned() } else { format!("{working_directory}/{text}") };
         Ok(Destination { path: clean(joined.as_bytes())?, is_directory })
     }
 }

@@ -54,7 +54,9 @@ impl ModeChange {
         let mut clauses = Vec::new();
         for part in text.split(',') {
             parse_clauses(part, &mut clauses).ok_or_else(|| {
-                format!("`{text}` is no mode: write octal digits such as 0755, or symbols such as u=rwX,go=rX")
+                format!(
+                    "`{text}` is no mode: write octal digits such as 0755, or symbols such as u=rwX,go=rX"
+                )
             })?;
         }
         Ok(ModeChange::Symbolic(clauses))
@@ -158,8 +160,8 @@ impl Clause {
             Operator::Add => mode | bits | special,
             Operator::Remove => mode & !(bits | special),
             Operator::Assign => {
-                let cleared_special =
-                    if self.who & USER != 0 { 0o4000 } else { 0 } | if self.who & GROUP != 0 { 0o2000 } else { 0 };
+                let cleared_special = if self.who & USER != 0 { 0o4000 } else { 0 }
+                    | if self.who & GROUP != 0 { 0o2000 } else { 0 };
                 // chmod(1): "a directory's set-user-ID and set-group-ID bits are left alone unless named".
                 let kept = if is_directory && !self.set_id { 0 } else { cleared_special };
                 (mode & !(self.who | kept)) | bits | special
@@ -202,7 +204,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for bad in ["", "8", "799", "77777", "0o755", "rwx", "z+x", "u+q", "u", "u=rw,", ",", "u=ug", "7_5", "+5"] {
+        for bad in
+            ["", "8", "799", "77777", "0o755", "rwx", "z+x", "u+q", "u", "u=rw,", ",", "u=ug", "7_5", "+5"]
+        {
             assert!(ModeChange::parse(bad).is_err(), "{bad}");
         }
     }

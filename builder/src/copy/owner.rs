@@ -24,23 +24,23 @@ pub(crate) enum OwnerError {
     Read(&'static str, io::Error),
 }
 
-/// The numbers that `text` (`user[:group]`) means in the image `root`. A user alone, by name, brings the group of
-/// its line in passwd to USER, but its own number as group to `--chown`, as BuildKit has it.
+/// The numbers that `text` (`user[:group]`) means in the image `root`. Without a group, a name brings the group of
+/// its line in passwd, and a number is the group's as well, as BuildKit has it.
 pub(crate) fn look_up_owner(text: &str, root: &dyn SourceTree) -> Result<(u64, u64), OwnerError> {
     let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
+        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (text, None),
     };
-    if (user.is_empty() && group.is_none_or(str::is_empty)) || group.is_some_and(|group| group.contains(':')) {
+    if (user.is_empty() && group.is_none()) || group.is_some_and(|group| group.contains(':')) {
         return Err(OwnerError::Form(text.to_owned()));
     }
-    let uid = match user {
-        "" => 0,
+    let (uid, own_gid) = match user {
+        "" => (0, 0),
         _ => look_up(user, PASSWD, root)?.ok_or_else(|| OwnerError::User(user.to_owned()))?,
     };
     let gid = match group {
-        None | Some("") => uid,
-        Some(group) => look_up(group, GROUP, root)?.ok_or_else(|| OwnerError::Group(group.to_owned()))?,
+        None => own_gid,
+        Some(group) => look_up(group, GROUP, root)?.ok_or_else(|| OwnerError::Group(group.to_owned()))?.0,
     };
     Ok((uid, gid))
 }
@@ -48,16 +48,14 @@ pub(crate) fn look_up_owner(text: &str, root: &dyn SourceTree) -> Result<(u64, u
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
-fn look_up(name: &str, file: &'static str, root: &dyn SourceTree) -> Result<Option<u64>, OwnerError> {
-    if let Some(number) = parse_id(name) {
-        return Ok(Some(number));
-    }
+/// The number of a user or group, and the group that comes with it.
+fn look_up(name: &str, file: &'static str, root: &dyn SourceTree) -> Result<Option<(u64, u64)>, OwnerError> {
     if name.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Ok(None);
+        return Ok(parse_id(name).map(|id| (id, id)));
     }
     let path = LayerPath::parse(file).expect("the constants are clean paths");
     let bytes = read_small_file(root, &path).map_err(|error| OwnerError::Read(file, error))?;
-    Ok(bytes.and_then(|bytes| find_id(&bytes, name)))
+    Ok(bytes.and_then(|bytes| find_ids(&bytes, name)))
 }
 
 /// A number that the kernel takes as an id.
@@ -66,14 +64,17 @@ fn parse_id(text: &str) -> Option<u64> {
     text.parse::<u32>().ok().filter(|id| digits && *id != u32::MAX).map(u64::from)
 }
 
-/// The third field of the line whose first field is `name`, in a file of the form of passwd(5) or group(5).
-fn find_id(file: &[u8], name: &str) -> Option<u64> {
+/// The third and fourth field of the line whose first field is `name`, in a file of the form of passwd(5). A line of
+/// group(5) has no number in its fourth: the third stands in.
+fn find_ids(file: &[u8], name: &str) -> Option<(u64, u64)> {
+    let number = |field: &[u8]| parse_id(std::str::from_utf8(field).ok()?);
     file.split(|byte| *byte == b'\n').find_map(|line| {
         let mut fields = line.split(|byte| *byte == b':');
         if fields.next()? != name.as_bytes() {
             return None;
         }
-        parse_id(std::str::from_utf8(fields.nth(1)?).ok()?)
+        let id = number(fields.nth(1)?)?;
+        Some((id, fields.next().and_then(number).unwrap_or(id)))
     })
 }
 
@@ -84,10 +85,19 @@ mod tests {
     #[test]
     fn ids_of_names() {
         let passwd = b"root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33\nnode:x:1000:1001::/:\nneg:x:-1:0\n";
-        for (name, id) in [("root", Some(0)), ("node", Some(1000)), ("web", Some(33)), ("neg", None), ("x", None)] {
-            assert_eq!(find_id(passwd, name), id, "{name}");
+        let table = [
+            ("root", Some((0, 0))),
+            ("node", Some((1000, 1001))),
+            ("web", Some((33, 33))),
+            ("neg", None),
+            ("x", None),
+        ];
+        for (name, ids) in table {
+            assert_eq!(find_ids(passwd, name), ids, "{name}");
         }
-        for (text, id) in [("0", Some(0)), ("4294967294", Some(4_294_967_294)), ("4294967295", None), ("+1", None)] {
+        for (text, id) in
+            [("0", Some(0)), ("4294967294", Some(4_294_967_294)), ("4294967295", None), ("+1", None)]
+        {
             assert_eq!(parse_id(text), id, "{text}");
         }
     }

@@ -55,11 +55,8 @@ pub(crate) fn find_sources(
     };
     let cleaned = clean(pattern.as_bytes())?;
     let text = String::from_utf8_lossy(cleaned.as_bytes()).into_owned();
-    let names = if has_wildcards(&text) {
-        expand(tree, &text, parents)?
-    } else {
-        vec![plain(tree, cleaned)?]
-    };
+    let names =
+        if has_wildcards(&text) { expand(tree, &text, parents)? } else { vec![plain(tree, cleaned)?] };
     let glob = has_wildcards(pattern);
     let mut matches = Vec::new();
     for name in names {
@@ -77,7 +74,9 @@ pub(crate) fn find_sources(
 
 /// A plain path as it is; when nothing has that name, with its backslashes taken for escapes.
 fn plain(tree: &dyn SourceTree, path: LayerPath) -> Result<LayerPath, CopyError> {
-    if !path.as_bytes().contains(&b'\\') || land_source(tree, &path)?.is_some_and(|found| found.node.is_some()) {
+    if !path.as_bytes().contains(&b'\\')
+        || land_source(tree, &path)?.is_some_and(|found| found.node.is_some())
+    {
         return Ok(path);
     }
     let mut unescaped = Vec::new();
@@ -164,7 +163,9 @@ fn missing(tree: &dyn SourceTree, pattern: &str, path: &LayerPath) -> io::Result
 /// A path that differs from `path` by a slip of the finger in its last name, or lies deeper by the same name.
 fn nearest_name(tree: &dyn SourceTree, path: &LayerPath) -> io::Result<Option<String>> {
     let (Some(name), Some(parent)) = (path.file_name(), path.parent()) else { return Ok(None) };
-    let Some(Landing { path: directory, node: Some(node) }) = land_source(tree, &parent)? else { return Ok(None) };
+    let Some(Landing { path: directory, node: Some(node) }) = land_source(tree, &parent)? else {
+        return Ok(None);
+    };
     if !node.is_directory() {
         return Ok(None);
     }
