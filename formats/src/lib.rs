@@ -7,8 +7,8 @@
 //! | [`media_type`], [`descriptor`], [`platform`] | the words that manifests are made of |
 //! | [`manifest`], [`config`] | image manifests, indexes and configurations, with their exact bytes |
 //! | [`layer`], [`compression`] | layer archives: written, read, indexed; what packs them |
-//! | [`root_dir`] | paths on disk that strangers name |
 //! | [`store`] | the content store on disk |
+//! | [`root_dir`] | paths on disk that strangers name |
 //! | [`epoch`] | the one time that entries and configurations carry |
 
 pub mod compression;
@@ -21,5 +21,6 @@ pub mod manifest;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
-pub mod root_dir;
 pub mod store;
+pub mod root_dir;
+pub mod transfer;

@@ -345,6 +345,13 @@ fn names_that_are_not_utf8_survive() {
 }
 
 #[test]
+fn the_longest_name_can_be_removed() {
+    let whiteout = Entry::new(path(&"n".repeat(255)), EntryKind::Whiteout, 0);
+    let tree = vec![(whiteout, Vec::new())];
+    assert_eq!(read(&write(&tree, options(LayerCompression::None, 1)).out), tree);
+}
+
+#[test]
 fn a_file_is_appended_from_where_it_stands() {
     let mut file: File = tempfile::tempfile().unwrap();
     file.write_all(&text(700_000, 3)).unwrap();

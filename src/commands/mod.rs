@@ -21,6 +21,7 @@ pub(crate) mod run;
 pub(crate) mod save;
 pub(crate) mod serve;
 pub(crate) mod tag;
+pub(crate) mod tree;
 pub(crate) mod version;
 
 use crate::cli::{Cli, Command};

@@ -5,8 +5,9 @@ use super::expanded::{
     ExpandedSource, ExpandedTransfer, RunCommand,
 };
 use super::ports;
-use super::scope::StageScope;
+use super::scope::{ENVIRONMENT_BYTES_MAX, StageScope, entry_bytes};
 use crate::diagnostic::Diagnostic;
+use crate::expand::EXPANSION_BYTES_MAX;
 use crate::syntax::{
     ArgDeclaration, Command, Healthcheck, Heredoc, Instruction, InstructionKind, KeyValue, Run, Transfer,
     TransferSource, Word, check_choice, check_mode,
@@ -18,13 +19,21 @@ pub(super) struct Evaluation<'a> {
     scope: &'a StageScope,
     pub(super) used: BTreeSet<String>,
     pub(super) warnings: Vec<Diagnostic>,
+    /// Bytes this instruction expanded to so far.
+    bytes: usize,
 }
+
+/// Bytes all words of one instruction may expand to. One word may reach half of it; without a limit
+/// on the sum, many short references to one long variable would fill the memory.
+const INSTRUCTION_BYTES_MAX: usize = 2 * EXPANSION_BYTES_MAX;
+/// Ports one EXPOSE may name, ranges written out: every port of every protocol.
+const PORTS_MAX: usize = 3 << 16;
 
 type Result<T> = std::result::Result<T, Diagnostic>;
 
 impl<'a> Evaluation<'a> {
     pub(super) fn new(scope: &'a StageScope) -> Evaluation<'a> {
-        Evaluation { scope, used: BTreeSet::new(), warnings: Vec::new() }
+        Evaluation { scope, used: BTreeSet::new(), warnings: Vec::new(), bytes: 0 }
     }
 
     pub(super) fn instruction(&mut self, instruction: &Instruction) -> Result<Expanded> {
@@ -35,14 +44,24 @@ impl<'a> Evaluation<'a> {
                 keep_git_dir: add.keep_git_dir,
                 unpack: add.unpack,
             }),
-            InstructionKind::Arg(declarations) => Expanded::Arg(self.arguments(declarations)?),
+            InstructionKind::Arg(declarations) => {
+                let values = self.arguments(declarations)?;
+                let pairs =
+                    values.iter().map(|arg| (arg.name.len(), arg.value.as_ref().map_or(0, String::len)));
+                self.check_size(instruction, pairs)?;
+                Expanded::Arg(values)
+            }
             InstructionKind::Cmd(command) => Expanded::Cmd(plain(command)),
             InstructionKind::Copy(copy) => Expanded::Copy(ExpandedCopy {
                 transfer: self.transfer(&copy.transfer)?,
                 parents: copy.parents,
             }),
             InstructionKind::Entrypoint(command) => Expanded::Entrypoint(plain(command)),
-            InstructionKind::Env(pairs) => Expanded::Env(self.pairs(pairs)?),
+            InstructionKind::Env(pairs) => {
+                let pairs = self.pairs(pairs)?;
+                self.check_size(instruction, pairs.iter().map(|(key, value)| (key.len(), value.len())))?;
+                Expanded::Env(pairs)
+            }
             InstructionKind::Expose(words) => Expanded::Expose(self.expose(words)?),
             InstructionKind::From(_) => {
                 return Err(Diagnostic::error(instruction.keyword, "FROM cannot be executed within a stage"));
@@ -63,8 +82,36 @@ impl<'a> Evaluation<'a> {
         })
     }
 
+    /// Refuses what no process could be started with.
+    fn check_size(
+        &self,
+        instruction: &Instruction,
+        pairs: impl Iterator<Item = (usize, usize)>,
+    ) -> Result<()> {
+        let added: usize = pairs.map(|(name, value)| entry_bytes(name, value)).sum();
+        match self.scope.bytes() + added > ENVIRONMENT_BYTES_MAX {
+            false => Ok(()),
+            true => Err(Diagnostic::error(
+                instruction.span,
+                format!("the variables of the stage come to more than {ENVIRONMENT_BYTES_MAX} bytes"),
+            )),
+        }
+    }
+
     fn text(&mut self, word: &Word) -> Result<String> {
-        self.scope.fill(word, true, &mut self.used, &mut self.warnings).map(|(text, _)| text)
+        self.fill(word, true).map(|(text, _)| text)
+    }
+
+    fn fill(&mut self, word: &Word, quotes: bool) -> Result<(String, Vec<String>)> {
+        let filled = self.scope.fill(word, quotes, &mut self.used, &mut self.warnings)?;
+        self.bytes += filled.0.len();
+        match self.bytes > INSTRUCTION_BYTES_MAX {
+            false => Ok(filled),
+            true => Err(Diagnostic::error(
+                word.span,
+                format!("the instruction expands to more than {INSTRUCTION_BYTES_MAX} bytes"),
+            )),
+        }
     }
 
     /// The expanded text at the place of the original.
@@ -121,11 +168,19 @@ impl<'a> Evaluation<'a> {
     }
 
     fn expose(&mut self, words: &[Word]) -> Result<Vec<String>> {
-        let mut ports = BTreeSet::new();
+        let (mut ports, mut named) = (BTreeSet::new(), 0);
         for word in words {
-            let (_, texts) = self.scope.fill(word, true, &mut self.used, &mut self.warnings)?;
+            let (_, texts) = self.fill(word, true)?;
             for text in texts {
-                ports.extend(ports::parse(&text, word.span, &mut self.warnings)?);
+                let parsed = ports::parse(&text, word.span, &mut self.warnings)?;
+                named += parsed.len();
+                if named > PORTS_MAX {
+                    return Err(Diagnostic::error(
+                        word.span,
+                        format!("EXPOSE names more than {PORTS_MAX} ports"),
+                    ));
+                }
+                ports.extend(parsed);
             }
         }
         Ok(ports.into_iter().collect())
@@ -144,11 +199,11 @@ impl<'a> Evaluation<'a> {
         let mut sources = Vec::new();
         for source in &transfer.sources {
             sources.push(match source {
-                TransferSource::Path(path) => ExpandedSource::Path(self.word(path)?),
+                TransferSource::Path(path) => ExpandedSource::Path(self.word(path).map_err(blank_in_path)?),
                 TransferSource::Heredoc(heredoc) => self.file(heredoc)?,
             });
         }
-        let destination = self.word(&transfer.destination)?;
+        let destination = self.word(&transfer.destination).map_err(blank_in_path)?;
         if destination.text.is_empty() {
             return Err(Diagnostic::error(
                 destination.span,
@@ -176,7 +231,7 @@ impl<'a> Evaluation<'a> {
         let content = match heredoc.expand {
             true => {
                 let word = Word { text: heredoc.content.clone(), span: heredoc.content_span };
-                self.scope.fill(&word, false, &mut self.used, &mut self.warnings)?.0
+                self.fill(&word, false)?.0
             }
             false => heredoc.content.clone(),
         };
@@ -197,14 +252,24 @@ impl<'a> Evaluation<'a> {
     }
 }
 
+/// Paths are cut at blanks before quotes are looked at, so a quoted path with a blank falls apart.
+fn blank_in_path(error: Diagnostic) -> Diagnostic {
+    match error.message.starts_with("unclosed") {
+        true => error.help("paths with blanks want the JSON form: `[\"a b\", \"/c d/\"]`"),
+        false => error,
+    }
+}
+
 /// RUN's own text is never expanded: the shell does that.
 fn run_command(run: &Run) -> RunCommand {
     match (&run.command, run.heredocs.as_slice()) {
         (Command::Exec(words), _) => RunCommand::Exec(texts(words)),
-        (Command::Shell(text), [only]) if text.span == only.span => match only.content.starts_with("#!") {
-            true => RunCommand::Script { name: only.name.clone(), content: only.content.clone() },
-            false => RunCommand::Shell(only.content.clone()),
-        },
+        (Command::Shell(text), [only]) if text.text.split_whitespace().count() == 1 => {
+            match only.content.starts_with("#!") {
+                true => RunCommand::Script { name: only.name.clone(), content: only.content.clone() },
+                false => RunCommand::Shell(only.content.clone()),
+            }
+        }
         (Command::Shell(text), heredocs) => {
             let mut script = text.text.clone();
             for heredoc in heredocs {

@@ -27,7 +27,7 @@ pub use expanded::{
 };
 pub use globals::{Globals, PROXY_ARGUMENTS};
 pub use platform::{Platform, PlatformError};
-pub use scope::{DEFAULT_PATH, Evaluated, StageScope};
+pub use scope::{DEFAULT_PATH, ENVIRONMENT_BYTES_MAX, Evaluated, StageScope};
 
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::source::Span;

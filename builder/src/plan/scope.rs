@@ -18,6 +18,17 @@ use std::collections::BTreeSet;
 /// PATH where the base image has none; images from scratch store it.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Bytes the variables of a stage may take. The kernel starts no process whose single variable exceeds
+/// 128 KiB, and by default none whose variables and arguments exceed 2 MiB together; every stage of a
+/// plan holds its own copy.
+pub const ENVIRONMENT_BYTES_MAX: usize = 512 << 10;
+
+/// What one variable takes: its text, and what the kernel and we spend on keeping it.
+pub(super) fn entry_bytes(name: usize, value: usize) -> usize {
+    const OVERHEAD: usize = 64;
+    name + value + OVERHEAD
+}
+
 /// The variables in force at one point of a stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageScope {
@@ -72,6 +83,15 @@ impl StageScope {
             Expanded::Arg(arguments) => arguments.iter().for_each(|argument| self.declare(argument.clone())),
             _ => {}
         }
+    }
+
+    /// What all variables take, counted with [`entry_bytes`].
+    pub(super) fn bytes(&self) -> usize {
+        let environment = self.environment.iter().map(|(key, value)| entry_bytes(key.len(), value.len()));
+        let size = |argument: &ArgValue| {
+            entry_bytes(argument.name.len(), argument.value.as_ref().map_or(0, String::len))
+        };
+        environment.sum::<usize>() + self.arguments.iter().map(size).sum::<usize>()
     }
 
     fn set(&mut self, key: &str, value: &str) {

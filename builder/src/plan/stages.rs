@@ -213,7 +213,10 @@ impl Drafting<'_> {
         }
         // Whatever is wrong with other words is reported when the stage executes: the base image
         // may still define what is missing here.
-        if let Ok(evaluated) = variables.scope.expand(&instruction) {
+        let sets = matches!(instruction.kind, InstructionKind::Env(_) | InstructionKind::Arg(_));
+        if (sets || variables.complete)
+            && let Ok(evaluated) = variables.scope.expand(&instruction)
+        {
             variables.scope.apply(&evaluated.instruction);
             if variables.complete {
                 self.warnings.extend(evaluated.warnings);

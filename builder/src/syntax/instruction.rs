@@ -9,7 +9,7 @@ use super::heredoc::{self, Heredoc};
 use super::lines::Lines;
 use super::text::{Piece, Word};
 use super::tree::{INSTRUCTION_NAMES, Instruction, InstructionKind, Onbuild};
-use super::{ERRORS_MAX, INSTRUCTIONS_MAX, from, metadata, run, transfer, words};
+use super::{ERRORS_MAX, INSTRUCTIONS_MAX, STAGES_MAX, from, metadata, run, transfer, words};
 use crate::diagnostic::Diagnostic;
 use crate::source::{SourceFile, Span};
 use crate::suggest;
@@ -20,6 +20,7 @@ pub(crate) struct Parser<'a> {
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
     stage_begun: bool,
+    stages: usize,
 }
 
 /// What the parsers of arguments get to see.
@@ -37,7 +38,7 @@ pub(crate) struct Arguments<'a, 'p> {
 impl<'a> Parser<'a> {
     pub(crate) fn new(source: &'a SourceFile, escape: char, origin: Option<Span>) -> Parser<'a> {
         let lines = Lines::new(source, escape, origin);
-        Parser { lines, errors: Vec::new(), warnings: Vec::new(), stage_begun: false }
+        Parser { lines, errors: Vec::new(), warnings: Vec::new(), stage_begun: false, stages: 0 }
     }
 
     pub(crate) fn escape(&self) -> char {
@@ -97,6 +98,11 @@ impl<'a> Parser<'a> {
         let name = keyword.text().to_uppercase();
         if name == "FROM" {
             self.stage_begun = true;
+            self.stages += 1;
+            if self.stages == STAGES_MAX + 1 {
+                let message = format!("more than {STAGES_MAX} stages");
+                self.errors.push(Diagnostic::error(keyword.span(), message));
+            }
         } else if !self.stage_begun && name != "ARG" && INSTRUCTION_NAMES.contains(&name.as_str()) {
             self.stage_begun = true;
             self.errors.push(
@@ -117,6 +123,7 @@ impl<'a> Parser<'a> {
         let heredocs = if name == "ONBUILD" { Vec::new() } else { self.heredocs(name, rest) };
         let (flags, rest) = words::flags(rest, self.lines.escape);
         let mut flags = Flags::new(flags);
+        let mut failure = None;
         let kind = if name == "ONBUILD" {
             self.onbuild(rest)
         } else {
@@ -131,12 +138,15 @@ impl<'a> Parser<'a> {
             match parse_arguments(name, arguments) {
                 Ok(kind) => Some(kind),
                 Err(error) => {
-                    self.errors.push(error);
+                    failure = Some(error);
                     None
                 }
             }
         };
-        self.errors.extend(flags.finish(name));
+        // A wrong flag explains whatever else is missing.
+        let flag_errors = flags.finish(name);
+        self.errors.extend(failure.filter(|_| flag_errors.is_empty()));
+        self.errors.extend(flag_errors);
         if self.errors.len() > errors_before {
             return None;
         }

@@ -42,6 +42,8 @@ use instruction::Parser;
 
 /// Instructions in one file. Machine-written files reach a few hundred; an image holds 127 layers.
 pub const INSTRUCTIONS_MAX: usize = 10_000;
+/// Stages in one file. Generated files reach a few dozen; every stage carries its own variables.
+pub const STAGES_MAX: usize = 500;
 /// The largest body of one here-document, in bytes. Larger files belong into the context, where they
 /// are streamed; this text is held in memory and goes through expansion.
 pub const HEREDOC_BYTES_MAX: usize = 1 << 20;

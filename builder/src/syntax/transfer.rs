@@ -61,9 +61,13 @@ fn check_directory(name: &str, sources: &[TransferSource], destination: &Word) -
     if sources.len() < 2 || directory || destination.has_variables() {
         return Ok(());
     }
-    Err(Diagnostic::error(destination.span, format!("{name} with several sources wants a directory"))
-        .label("does not end in `/`")
-        .help(format!("write `{text}/`")))
+    let error = Diagnostic::error(destination.span, format!("{name} with several sources wants a directory"))
+        .label("does not end in `/`");
+    let quoted = |source: &TransferSource| matches!(source, TransferSource::Path(path) if path.text.contains(['"', '\'']));
+    Err(match sources.iter().any(quoted) {
+        true => error.help(format!("paths with blanks want the JSON form: `{name} [\"a b\", \"/c d/\"]`")),
+        false => error.help(format!("write `{text}/`")),
+    })
 }
 
 enum Argument {

@@ -11,6 +11,7 @@
 //! | `scan` | an index out of anybody's blob |
 //! | [`index`] | what a layer contains and where, without unpacking it |
 //! | `index_format` | the index as a file |
+//! | [`merged`] | several layers seen as one tree |
 //!
 //! Nothing here touches a file system; unpacking is the runner's, on [`crate::root_dir`].
 
@@ -21,6 +22,7 @@ mod header;
 pub mod index;
 mod index_format;
 mod members;
+pub mod merged;
 mod names;
 pub mod path;
 mod pax;
@@ -34,6 +36,7 @@ pub use content::Content;
 pub use entry::{Entry, EntryKind, Mtime, layer_order};
 pub use index::{FileContent, IndexEntry, LayerIndex};
 pub use index_format::IndexError;
+pub use merged::{MergedTree, Node, ResolveError, Resolved, Walk};
 pub use path::{LayerPath, LayerPathError};
 pub use reader::{LayerError, LayerReader, Limits, ReadMode};
 pub use scan::Expected;

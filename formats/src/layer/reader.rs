@@ -370,7 +370,7 @@ impl<'a> LayerReader<'a> {
         let refused = |reason: String| LayerError::Refused { name: printable(&name), reason };
         let kind =
             self.kind(header, &pax, &name, link).map_err(|error| error.or_refuse(&name, self.position))?;
-        let path = LayerPath::parse(&name).map_err(|error| refused(error.to_string()))?;
+        let path = LayerPath::clean(&name).map_err(|error| refused(error.to_string()))?;
         if path.is_root() && kind != EntryKind::Directory {
             return Err(refused("the root of a layer can only be a directory".to_owned()));
         }
@@ -378,6 +378,7 @@ impl<'a> LayerReader<'a> {
             return Err(refused("it is a hard link to itself or to the root".to_owned()));
         }
         let Some((path, kind)) = markers(path, kind, self.mode).map_err(refused)? else { return Ok(None) };
+        let path = path.measured().map_err(|error| refused(error.to_string()))?;
         let number = |reason: String| LayerError::Malformed { offset: self.position, reason };
         let seconds = || header.mtime().map(|secs| Mtime { secs, nanos: 0 });
         Ok(Some(Entry {

@@ -127,7 +127,7 @@ pub enum StoreError {
     #[error("{digest} is not a valid {what}: {reason}")]
     DocumentInvalid {
         /// The blob.
-        digest: Digest,
+        digest: Box<Digest>,
         /// What it should be.
         what: &'static str,
         /// What is wrong with it.
@@ -170,7 +170,7 @@ pub enum StoreError {
     #[error("image {digest} has no variant for {wanted}; it has: {}", if available.is_empty() { "none" } else { available })]
     PlatformUnavailable {
         /// The index.
-        digest: Digest,
+        digest: Box<Digest>,
         /// The platform wanted.
         wanted: String,
         /// What there is.

@@ -155,7 +155,7 @@ impl Store {
                 let image = self.image_of(digest, manifest)?;
                 match platform.filter(|wanted| !image.config.platform.satisfies(wanted)) {
                     Some(wanted) => Err(StoreError::PlatformUnavailable {
-                        digest: *digest,
+                        digest: Box::new(*digest),
                         wanted: wanted.to_string(),
                         available: image.config.platform.to_string(),
                     }),
@@ -169,12 +169,16 @@ impl Store {
                 let entry = index.select(&wanted).or(only).ok_or_else(|| {
                     let named = index.manifests().iter().filter_map(|entry| entry.platform.as_ref());
                     let available = named.map(Platform::to_string).collect::<Vec<_>>().join(", ");
-                    StoreError::PlatformUnavailable { digest: *digest, wanted: wanted.to_string(), available }
+                    StoreError::PlatformUnavailable {
+                        digest: Box::new(*digest),
+                        wanted: wanted.to_string(),
+                        available,
+                    }
                 })?;
                 match self.manifest(&entry.digest)? {
                     ManifestOrIndex::Manifest(manifest) => self.image_of(&entry.digest, manifest),
                     ManifestOrIndex::Index(_) => Err(StoreError::DocumentInvalid {
-                        digest: entry.digest,
+                        digest: Box::new(entry.digest),
                         what: "image manifest",
                         reason: "it is an index within an index".to_owned(),
                     }),
@@ -185,7 +189,7 @@ impl Store {
 
     fn image_of(&self, digest: &Digest, manifest: Manifest) -> Result<Image, StoreError> {
         let of_config = |reason: String| StoreError::DocumentInvalid {
-            digest: manifest.config().digest,
+            digest: Box::new(manifest.config().digest),
             what: "image configuration",
             reason,
         };

@@ -186,10 +186,10 @@ impl Ingest {
     pub fn append_from(&mut self, source: &mut dyn Read) -> io::Result<Result<u64, StoreError>> {
         let before = self.length;
         loop {
-            if self.buffer.len() >= BUFFER_BYTES {
-                if let Err(error) = self.write_out() {
-                    return Ok(Err(StoreError::io("write", &self.path, error)));
-                }
+            if self.buffer.len() >= BUFFER_BYTES
+                && let Err(error) = self.write_out()
+            {
+                return Ok(Err(StoreError::io("write", &self.path, error)));
             }
             let filled = self.buffer.len();
             self.buffer.reserve_exact(BUFFER_BYTES - filled);

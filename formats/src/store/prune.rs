@@ -472,10 +472,10 @@ fn stale_entries(connection: &Connection, policy: &CachePolicy) -> rusqlite::Res
     })?;
     let (mut counted, mut bytes, mut over) = (BTreeSet::new(), 0u64, BTreeSet::new());
     for (key, digest, size) in entries {
-        if let (Some(digest), Some(size)) = (digest, size) {
-            if counted.insert(digest) {
-                bytes = bytes.saturating_add(from_sql(size));
-            }
+        if let (Some(digest), Some(size)) = (digest, size)
+            && counted.insert(digest)
+        {
+            bytes = bytes.saturating_add(from_sql(size));
         }
         if bytes_max == 0 || bytes > bytes_max {
             over.insert(key);

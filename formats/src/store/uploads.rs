@@ -151,6 +151,15 @@ impl Store {
         Ok(self.uploads()?.into_iter().find(|record| record.id == *id))
     }
 
+    /// How many suspended uploads a repository has.
+    pub fn upload_count(&self, repository: &ImageName) -> Result<u64, StoreError> {
+        self.metadata().read("count uploads", |connection| {
+            let sql = "SELECT COUNT(*) FROM upload WHERE repository = ?1";
+            let count = first(connection, sql, [repository.as_str()], |row| row.get(0));
+            Ok(from_sql(count.map_err(StoreError::sql("count uploads"))?.unwrap_or(0)))
+        })
+    }
+
     /// All suspended uploads, oldest first.
     pub fn uploads(&self) -> Result<Vec<UploadRecord>, StoreError> {
         self.metadata().read("list uploads", |connection| {

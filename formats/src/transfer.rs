@@ -1,0 +1,591 @@
+//! [`copy_image`]: the one way an image gets from one place to another. Pull is push with its ends swapped.
+//!
+//! A source names manifests and opens blobs; a sink takes blobs, then manifests, then publishes the name. Whatever
+//! fails before the last step leaves the sink's names as they were. Bytes are checked where they enter: manifests
+//! here, blobs by the sink.
+//!
+//! | end | source | sink |
+//! |---|---|---|
+//! | a repository of the store | [`Repository`] | [`RepositorySink`] |
+//! | an OCI layout directory | [`crate::layout::LayoutSource`] | [`crate::layout::LayoutSink`] |
+//! | an archive | (loaded by [`crate::archive::load`]) | [`crate::archive::ArchiveWriter`] |
+//! | a registry | the registry crate's client | the same |
+
+use std::collections::BTreeSet;
+use std::io::{self, Read};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::descriptor::Descriptor;
+use crate::digest::Digest;
+use crate::manifest::{Index, ManifestError, ManifestOrIndex};
+use crate::media_type::MediaKind;
+use crate::platform::Platform;
+use crate::reference::Tag;
+use crate::store::{Expect, Precondition, PutOptions, Repository, StoreError};
+
+/// Indexes within indexes that are followed: the specification allows one in another, nobody nests deeper.
+const DEPTH_MAX: usize = 4;
+/// Manifests of one copy: an index of all Linux platforms with attestations and referrers stays below a hundred.
+const MANIFESTS_MAX: usize = 20_000;
+/// Blobs on their way at the same time unless told otherwise: what docker does; more hardly helps one connection.
+const PARALLEL_DEFAULT: usize = 4;
+/// How often a broken stream is taken up again without having advanced.
+const READ_ATTEMPTS_MAX: u32 = 4;
+/// The first wait before that; it doubles each time.
+const READ_RETRY_WAIT: Duration = Duration::from_millis(200);
+
+/// Which manifest of a source is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// What a tag names now.
+    Tag(Tag),
+    /// Exactly this one.
+    Digest(Digest),
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Version::Tag(tag) => tag.fmt(formatter),
+            Version::Digest(digest) => digest.fmt(formatter),
+        }
+    }
+}
+
+/// Why a copy failed. The sink's names are unchanged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A manifest is not valid.
+    #[error("{what}: {source}")]
+    Manifest {
+        /// Which manifest.
+        what: String,
+        /// What is wrong with it.
+        source: ManifestError,
+    },
+    /// The source does not have it.
+    #[error("{0} is not there")]
+    NotFound(String),
+    /// What came is not what was announced.
+    #[error("content of {digest} is not what was announced: {reason}")]
+    Mismatch {
+        /// The digest announced.
+        digest: Box<Digest>,
+        /// The difference.
+        reason: String,
+    },
+    /// An index has no variant for a platform that was asked for.
+    #[error("{what} has no variant for {wanted}; it has: {available}")]
+    PlatformUnavailable {
+        /// The index.
+        what: String,
+        /// The platform asked for.
+        wanted: String,
+        /// What there is.
+        available: String,
+    },
+    /// Reading or writing failed.
+    #[error("failed to {action}: {source}")]
+    Io {
+        /// What was being done, with its object.
+        action: String,
+        /// How it failed.
+        source: io::Error,
+    },
+    /// The other end, a registry for instance, failed or refused.
+    #[error("{0}")]
+    Remote(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// More than any real image has.
+    #[error("{what} exceeds the limit of {limit}")]
+    Limit {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much is allowed.
+        limit: usize,
+    },
+}
+
+impl TransferError {
+    /// For `map_err`: an I/O failure while doing `action`.
+    pub fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> TransferError {
+        let action = action.into();
+        move |source| TransferError::Io { action, source }
+    }
+}
+
+/// A manifest or index on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestBytes {
+    /// The exact bytes.
+    pub raw: Vec<u8>,
+    /// Its media type.
+    pub media_type: String,
+}
+
+/// Where images come from.
+pub trait ImageSource: Sync {
+    /// The manifest or index that `version` names. The caller verifies it.
+    fn manifest(&self, version: &Version) -> Result<ManifestBytes, TransferError>;
+
+    /// A blob's bytes from `offset` on. The sink verifies them.
+    fn open(&self, blob: &Descriptor, offset: u64) -> Result<Box<dyn Read + Send + '_>, TransferError>;
+
+    /// What refers to a manifest; nothing, for sources that do not know.
+    fn referrers(&self, _subject: &Digest) -> Result<Vec<Descriptor>, TransferError> {
+        Ok(Vec::new())
+    }
+}
+
+/// Where images go.
+pub trait ImageSink: Sync {
+    /// Whether the blob is there already (or could be put there without its bytes, by a mount).
+    fn contains(&self, blob: &Descriptor) -> Result<bool, TransferError>;
+
+    /// Takes a blob, and verifies its size and digest.
+    fn write(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), TransferError>;
+
+    /// Takes a manifest, whose blobs and variants it has been given before.
+    fn put_manifest(&self, descriptor: &Descriptor, raw: &[u8]) -> Result<(), TransferError>;
+
+    /// Makes `root` reachable by the names that the sink was made for. Comes last.
+    fn publish(&self, root: &Descriptor) -> Result<(), TransferError>;
+
+    /// How many blobs it can take at the same time.
+    fn parallel_max(&self) -> usize {
+        usize::MAX
+    }
+}
+
+/// What happens during a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The plan is made: so many blobs with so many bytes in all.
+    Planned {
+        /// Blobs.
+        blobs: usize,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// A blob's transfer begins.
+    BlobStarted {
+        /// The blob.
+        digest: Digest,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// More of a blob has been read.
+    BlobAdvanced {
+        /// The blob.
+        digest: Digest,
+        /// How many bytes more.
+        bytes: u64,
+    },
+    /// A blob is in the sink.
+    BlobDone {
+        /// The blob.
+        digest: Digest,
+    },
+    /// The sink had a blob already.
+    BlobSkipped {
+        /// The blob.
+        digest: Digest,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A manifest is in the sink.
+    ManifestDone {
+        /// The manifest.
+        digest: Digest,
+    },
+}
+
+/// Called with every event, from several threads.
+pub type OnEvent<'a> = &'a (dyn Fn(Event) + Sync);
+
+/// Which variants of an index are copied.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Platforms {
+    /// All.
+    #[default]
+    All,
+    /// All that the source has: a sparse index stays as sparse as it is.
+    Present,
+    /// One variant for each of these; an error if there is none.
+    Only(Vec<Platform>),
+}
+
+/// How to copy.
+#[derive(Clone, Default)]
+pub struct CopyOptions<'a> {
+    /// Which variants of an index.
+    pub platforms: Platforms,
+    /// Copy the one chosen variant as an image of its own instead of the index around it.
+    pub flatten: bool,
+    /// Copy what refers to the image too (signatures, SBOMs).
+    pub referrers: bool,
+    /// Blobs on their way at the same time; 0 for the usual number.
+    pub parallel: usize,
+    /// Progress.
+    pub on_event: Option<OnEvent<'a>>,
+}
+
+impl CopyOptions<'_> {
+    fn tell(&self, event: Event) {
+        if let Some(on_event) = self.on_event {
+            on_event(event);
+        }
+    }
+}
+
+/// Copies an image: its blobs in parallel, then its manifests from the leaves up, then the name. Returns what was
+/// published.
+pub fn copy_image(
+    source: &dyn ImageSource,
+    sink: &dyn ImageSink,
+    version: &Version,
+    options: &CopyOptions<'_>,
+) -> Result<Descriptor, TransferError> {
+    let mut plan = Plan { source, options, manifests: Vec::new(), blobs: Vec::new(), seen: BTreeSet::new() };
+    let root = plan.add_root(version)?;
+    let bytes = plan.blobs.iter().map(|blob| blob.size).fold(0, u64::saturating_add);
+    options.tell(Event::Planned { blobs: plan.blobs.len(), bytes });
+    copy_blobs(source, sink, &plan.blobs, options)?;
+    for (descriptor, raw) in &plan.manifests {
+        sink.put_manifest(descriptor, raw)?;
+        options.tell(Event::ManifestDone { digest: descriptor.digest });
+    }
+    sink.publish(&root)?;
+    Ok(root)
+}
+
+/// Everything to be copied, in the order in which the sink gets it.
+struct Plan<'a> {
+    source: &'a dyn ImageSource,
+    options: &'a CopyOptions<'a>,
+    manifests: Vec<(Descriptor, Vec<u8>)>,
+    blobs: Vec<Descriptor>,
+    seen: BTreeSet<Digest>,
+}
+
+impl Plan<'_> {
+    fn add_root(&mut self, version: &Version) -> Result<Descriptor, TransferError> {
+        let (descriptor, document) = fetch(self.source, version, None)?;
+        if !self.options.flatten {
+            self.add(descriptor.clone(), document, 0)?;
+            return Ok(descriptor);
+        }
+        let ManifestOrIndex::Index(index) = &document else {
+            self.add(descriptor.clone(), document, 0)?;
+            return Ok(descriptor);
+        };
+        let entry = match &self.options.platforms {
+            Platforms::Only(platforms) if platforms.len() == 1 => {
+                choose(index, &platforms[0], version)?.clone()
+            }
+            _ => choose(index, &Platform::host(), version)?.clone(),
+        };
+        let (descriptor, document) = fetch(self.source, &Version::Digest(entry.digest), Some(&entry))?;
+        self.add(descriptor.clone(), document, 0)?;
+        Ok(descriptor)
+    }
+
+    fn add(
+        &mut self,
+        descriptor: Descriptor,
+        document: ManifestOrIndex,
+        depth: usize,
+    ) -> Result<(), TransferError> {
+        if !self.seen.insert(descriptor.digest) {
+            return Ok(());
+        }
+        if depth >= DEPTH_MAX {
+            return Err(TransferError::Limit { what: "the nesting of indexes", limit: DEPTH_MAX });
+        }
+        if self.seen.len() > MANIFESTS_MAX {
+            return Err(TransferError::Limit {
+                what: "the number of manifests and blobs",
+                limit: MANIFESTS_MAX,
+            });
+        }
+        match &document {
+            ManifestOrIndex::Manifest(manifest) => {
+                for blob in std::iter::once(manifest.config()).chain(manifest.layers()) {
+                    // Layers that registries need not carry stay where they are.
+                    let foreign = matches!(blob.kind(), MediaKind::Layer { foreign: true, .. });
+                    if !foreign && self.seen.insert(blob.digest) {
+                        self.blobs.push(blob.clone());
+                    }
+                }
+            }
+            ManifestOrIndex::Index(index) => self.add_variants(&descriptor, index, depth)?,
+        }
+        self.manifests.push((descriptor.clone(), document.raw().to_vec()));
+        if self.options.referrers {
+            for referrer in self.source.referrers(&descriptor.digest)? {
+                let (referrer, document) =
+                    fetch(self.source, &Version::Digest(referrer.digest), Some(&referrer))?;
+                self.add(referrer, document, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_variants(
+        &mut self,
+        descriptor: &Descriptor,
+        index: &Index,
+        depth: usize,
+    ) -> Result<(), TransferError> {
+        let what = Version::Digest(descriptor.digest);
+        let chosen: Vec<&Descriptor> = match &self.options.platforms {
+            Platforms::All | Platforms::Present => index.manifests().iter().collect(),
+            // Choosing among platforms happens once, at the index that the user named.
+            Platforms::Only(_) if depth > 0 => index.manifests().iter().collect(),
+            Platforms::Only(platforms) => {
+                platforms.iter().map(|platform| choose(index, platform, &what)).collect::<Result<_, _>>()?
+            }
+        };
+        for entry in chosen {
+            match fetch(self.source, &Version::Digest(entry.digest), Some(entry)) {
+                Ok((child, document)) => self.add(child, document, depth + 1)?,
+                Err(error) if self.options.platforms == Platforms::Present && is_not_found(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_not_found(error: &TransferError) -> bool {
+    match error {
+        TransferError::NotFound(_) => true,
+        TransferError::Store(error) => error.is_not_found(),
+        _ => false,
+    }
+}
+
+fn choose<'i>(index: &'i Index, wanted: &Platform, what: &Version) -> Result<&'i Descriptor, TransferError> {
+    index.select(wanted).ok_or_else(|| {
+        let named = index.manifests().iter().filter_map(|entry| entry.platform.as_ref());
+        TransferError::PlatformUnavailable {
+            what: what.to_string(),
+            wanted: wanted.to_string(),
+            available: named.map(Platform::to_string).collect::<Vec<_>>().join(", "),
+        }
+    })
+}
+
+/// Fetches a manifest and verifies it against the digest (and size) that it was asked for by.
+fn fetch(
+    source: &dyn ImageSource,
+    version: &Version,
+    announced: Option<&Descriptor>,
+) -> Result<(Descriptor, ManifestOrIndex), TransferError> {
+    let ManifestBytes { raw, media_type } = source.manifest(version)?;
+    let digest = match version {
+        Version::Digest(expected) => {
+            let actual = Digest::of(expected.algorithm(), &raw);
+            if actual != *expected {
+                let reason = format!("its bytes hash to {actual}");
+                return Err(TransferError::Mismatch { digest: Box::new(*expected), reason });
+            }
+            *expected
+        }
+        Version::Tag(_) => Digest::sha256(&raw),
+    };
+    if let Some(announced) = announced.filter(|announced| announced.size != raw.len() as u64) {
+        let reason = format!("it has {} bytes, expected {}", raw.len(), announced.size);
+        return Err(TransferError::Mismatch { digest: Box::new(digest), reason });
+    }
+    let document =
+        ManifestOrIndex::parse(&raw, Some(&media_type).filter(|named| !named.is_empty()).map(String::as_str))
+            .map_err(|source| TransferError::Manifest { what: version.to_string(), source })?;
+    Ok((Descriptor::new(document.media_type(), digest, raw.len() as u64), document))
+}
+
+fn copy_blobs(
+    source: &dyn ImageSource,
+    sink: &dyn ImageSink,
+    blobs: &[Descriptor],
+    options: &CopyOptions<'_>,
+) -> Result<(), TransferError> {
+    let wanted = if options.parallel == 0 { PARALLEL_DEFAULT } else { options.parallel };
+    let threads = wanted.min(sink.parallel_max()).min(blobs.len()).max(1);
+    let (next, failed, failure) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
+    let work = || {
+        while let Some(blob) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if failed.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Err(error) = copy_blob(source, sink, blob, options, &failed) {
+                failed.store(true, Ordering::Relaxed);
+                // The first failure is the cause; later ones are its consequences.
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+fn copy_blob(
+    source: &dyn ImageSource,
+    sink: &dyn ImageSink,
+    blob: &Descriptor,
+    options: &CopyOptions<'_>,
+    failed: &AtomicBool,
+) -> Result<(), TransferError> {
+    let digest = blob.digest;
+    if sink.contains(blob)? {
+        options.tell(Event::BlobSkipped { digest, size: blob.size });
+        return Ok(());
+    }
+    options.tell(Event::BlobStarted { digest, size: blob.size });
+    let first = source.open(blob, 0)?;
+    let mut content = Resuming { source, blob, options, failed, inner: Some(first), offset: 0, attempts: 0 };
+    sink.write(blob, &mut content)?;
+    options.tell(Event::BlobDone { digest });
+    Ok(())
+}
+
+/// A blob's bytes, taken up again where they broke off.
+struct Resuming<'a> {
+    source: &'a dyn ImageSource,
+    blob: &'a Descriptor,
+    options: &'a CopyOptions<'a>,
+    failed: &'a AtomicBool,
+    inner: Option<Box<dyn Read + Send + 'a>>,
+    offset: u64,
+    attempts: u32,
+}
+
+impl Resuming<'_> {
+    /// Waits and opens the source again; the given error when that has been tried often enough.
+    fn reopen(&mut self, error: io::Error) -> io::Result<()> {
+        // A second copy of wrong bytes would be wrong too.
+        if self.attempts + 1 >= READ_ATTEMPTS_MAX || error.kind() == io::ErrorKind::InvalidData {
+            return Err(error);
+        }
+        std::thread::sleep(READ_RETRY_WAIT * (1 << self.attempts));
+        self.attempts += 1;
+        self.inner = Some(self.source.open(self.blob, self.offset).map_err(io::Error::other)?);
+        Ok(())
+    }
+}
+
+impl Read for Resuming<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            if self.failed.load(Ordering::Relaxed) {
+                return Err(io::Error::other("stopped, because another part of the image failed"));
+            }
+            let result = self.inner.as_mut().map_or(Ok(0), |inner| inner.read(buffer));
+            match result {
+                Ok(0) if self.offset < self.blob.size => {
+                    let message = format!(
+                        "{} ended after {} of {} bytes",
+                        self.blob.digest, self.offset, self.blob.size
+                    );
+                    self.reopen(io::Error::new(io::ErrorKind::UnexpectedEof, message))?;
+                }
+                Ok(count) => {
+                    self.offset += count as u64;
+                    if count > 0 {
+                        self.attempts = 0;
+                        self.options
+                            .tell(Event::BlobAdvanced { digest: self.blob.digest, bytes: count as u64 });
+                    }
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => self.reopen(error)?,
+            }
+        }
+    }
+}
+
+impl ImageSource for Repository {
+    fn manifest(&self, version: &Version) -> Result<ManifestBytes, TransferError> {
+        let digest = match version {
+            Version::Digest(digest) => *digest,
+            Version::Tag(tag) => Repository::resolve(self, tag)?
+                .ok_or_else(|| StoreError::TagUnknown { name: self.name().clone(), tag: tag.clone() })?,
+        };
+        let stored = Repository::manifest(self, &digest)?;
+        Ok(ManifestBytes { raw: stored.raw.to_vec(), media_type: stored.media_type })
+    }
+
+    fn open(&self, blob: &Descriptor, offset: u64) -> Result<Box<dyn Read + Send + '_>, TransferError> {
+        let found = self.blob(&blob.digest)?.ok_or(StoreError::BlobUnknown(blob.digest))?;
+        let mut file = found.into_file();
+        io::Seek::seek(&mut file, io::SeekFrom::Start(offset))
+            .map_err(TransferError::io(format!("seek in {}", blob.digest)))?;
+        Ok(Box::new(file))
+    }
+
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, TransferError> {
+        let listed = Repository::referrers(self, subject, None)?;
+        // What an old client listed under a tag need not be here.
+        let mut present = Vec::new();
+        for descriptor in listed {
+            if self.media_type(&descriptor.digest)?.is_some() {
+                present.push(descriptor);
+            }
+        }
+        Ok(present)
+    }
+}
+
+/// A repository of the store as the end of a copy.
+#[derive(Clone, Debug)]
+pub struct RepositorySink {
+    repository: Repository,
+    tags: Vec<Tag>,
+}
+
+impl RepositorySink {
+    /// Will point `tags` of `repository` at the image.
+    pub fn new(repository: Repository, tags: Vec<Tag>) -> RepositorySink {
+        RepositorySink { repository, tags }
+    }
+}
+
+impl ImageSink for RepositorySink {
+    fn contains(&self, blob: &Descriptor) -> Result<bool, TransferError> {
+        let store = self.repository.store();
+        Ok(store.blob_size(&blob.digest)? == Some(blob.size) && store.contains(&blob.digest)?)
+    }
+
+    fn write(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), TransferError> {
+        let mut ingest = self.repository.store().ingest_local()?;
+        // One byte more than promised is enough to know.
+        let mut bounded = content.take(blob.size.saturating_add(1));
+        let copied = ingest.append_from(&mut bounded);
+        copied.map_err(TransferError::io(format!("fetch {}", blob.digest)))??;
+        ingest.commit(Some(&Expect::from(blob)))?;
+        Ok(())
+    }
+
+    fn put_manifest(&self, descriptor: &Descriptor, raw: &[u8]) -> Result<(), TransferError> {
+        let options = PutOptions { digest: Some(descriptor.digest), ..PutOptions::local() };
+        self.repository.put_manifest(raw, Some(&descriptor.media_type), &[], &options)?;
+        Ok(())
+    }
+
+    fn publish(&self, root: &Descriptor) -> Result<(), TransferError> {
+        for tag in &self.tags {
+            self.repository.set_tag(tag, &root.digest, Precondition::None)?;
+        }
+        Ok(())
+    }
+}

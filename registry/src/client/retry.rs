@@ -1,0 +1,102 @@
+//! [`RetryPolicy`]: how often, and after what wait, a failed request is repeated.
+//!
+//! Waits double from try to try and are spread at random between half and the whole of that, so that many
+//! clients cut off at once do not come back at once. A `Retry-After` in seconds takes precedence as long as it
+//! is bearable; its other form, a date, is not read, and the usual wait is used.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+
+/// How often, and after what wait, a failed request is repeated.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryPolicy {
+    /// Tries in all, the first included; at least one is made.
+    pub tries_max: u32,
+    /// The wait before the second try.
+    pub first_wait: Duration,
+    /// No wait of our own is longer than this.
+    pub wait_max: Duration,
+    /// Longest `Retry-After` that is waited for; beyond it the caller gets an error that names it.
+    pub retry_after_max: Duration,
+}
+
+impl Default for RetryPolicy {
+    /// Five tries within about eight seconds: long enough for a restarting registry or a lost connection,
+    /// short enough for somebody who mistyped a host.
+    fn default() -> Self {
+        RetryPolicy {
+            tries_max: 5,
+            first_wait: Duration::from_millis(300),
+            wait_max: Duration::from_secs(10),
+            retry_after_max: Duration::from_secs(60),
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// The wait after the `failed`-th failure (from 1); `None` when no further try is due.
+    pub(super) fn wait_after(&self, failed: u32) -> Option<Duration> {
+        if failed >= self.tries_max.max(1) {
+            return None;
+        }
+        let doubled = self.first_wait.saturating_mul(1_u32.checked_shl(failed - 1).unwrap_or(u32::MAX));
+        let whole = doubled.min(self.wait_max);
+        Some(whole / 2 + whole.mul_f64(random_fraction() / 2.0))
+    }
+}
+
+/// Whether a server that answers so may answer otherwise a moment later.
+pub(super) fn is_transient(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// `Retry-After` in seconds (RFC 9110, section 10.2.3).
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// A number in [0, 1). The standard library's hash seeds come from the kernel; nothing more is needed to spread
+/// waits.
+fn random_fraction() -> f64 {
+    let bits = RandomState::new().hash_one(0_u8) >> 11;
+    bits as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_and_end() {
+        let policy = RetryPolicy {
+            tries_max: 40,
+            first_wait: Duration::from_millis(100),
+            wait_max: Duration::from_secs(1),
+            ..RetryPolicy::default()
+        };
+        for (failed, whole_ms) in [(1, 100), (2, 200), (4, 800), (5, 1000), (39, 1000)] {
+            let wait = policy.wait_after(failed).unwrap().as_millis();
+            assert!(whole_ms / 2 <= wait && wait <= whole_ms, "{failed}: {wait}");
+        }
+        assert_eq!(policy.wait_after(40), None);
+        assert_eq!(RetryPolicy { tries_max: 0, ..policy }.wait_after(1), None);
+    }
+
+    #[test]
+    fn retry_after_in_seconds_only() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(read(" 7"), Some(Duration::from_secs(7)));
+        for other in ["Sun, 06 Nov 1994 08:49:37 GMT", "-1", "1e9", "99999999999999999999999"] {
+            assert_eq!(read(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! [`Wire`]: single HTTP exchanges, with redirects, limits, time-outs and retries; it knows nothing of who is
+//! logged in. Authorization is added by [`super::session`].
+//!
+//! There is no limit on the time of a whole transfer: a blob of any size may take as long as bytes keep
+//! coming. What is limited is the time without any progress.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Client as HttpClient, Method, Response, StatusCode, Url};
+use rimg_formats::reference::RegistryHost;
+
+use super::ClientOptions;
+use super::endpoint::{self, same_origin};
+use super::error::{ClientError, message_of, sanitise, shown_url};
+use super::retry;
+use super::tls;
+
+/// Most redirects followed for one request. Registries need one, some content networks two.
+const REDIRECTS_MAX: usize = 5;
+/// Most bytes read of an error's body.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
+
+/// A request that can be repeated.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    /// What it is about, for error messages: "manifest of app:1".
+    pub(super) what: String,
+}
+
+impl Request {
+    pub(super) fn new(method: Method, url: Url, what: impl Into<String>) -> Request {
+        Request { method, url, headers: HeaderMap::new(), body: Bytes::new(), what: what.into() }
+    }
+
+    pub(super) fn header(
+        mut self,
+        name: impl reqwest::header::IntoHeaderName,
+        value: HeaderValue,
+    ) -> Request {
+        self.headers.insert(name, value);
+        self
+    }
+}
+
+/// Which connections may be shared.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Pool {
+    /// Plain HTTP to this machine, never through a proxy.
+    Loopback,
+    /// Plain HTTP elsewhere.
+    Plain,
+    /// HTTPS by the general roots.
+    Tls,
+    /// HTTPS with this folder of certificates besides.
+    TlsWith(PathBuf),
+}
+
+/// Makes single exchanges.
+#[derive(Debug)]
+pub(super) struct Wire {
+    pub(super) options: ClientOptions,
+    pools: Mutex<HashMap<(Pool, bool), HttpClient>>,
+}
+
+impl Wire {
+    pub(super) fn new(options: ClientOptions) -> Wire {
+        Wire { options, pools: Mutex::new(HashMap::new()) }
+    }
+
+    /// The folder of certificates for `host`, as docker and podman keep them.
+    pub(super) fn certificates_of(&self, host: &str) -> Option<PathBuf> {
+        let folders = self.options.certificate_folders.iter().map(|folder| folder.join(host));
+        folders.into_iter().find(|folder| folder.is_dir())
+    }
+
+    /// The pool of connections for `url`.
+    pub(super) fn pool(&self, url: &Url) -> Result<HttpClient, ClientError> {
+        let port = url.port().map_or(String::new(), |port| format!(":{port}"));
+        let host = format!("{}{port}", url.host_str().unwrap_or_default());
+        let loopback = host.parse::<RegistryHost>().is_ok_and(|host| host.is_loopback());
+        let pool = match url.scheme() {
+            "https" => self.certificates_of(&host).map_or(Pool::Tls, Pool::TlsWith),
+            _ if loopback => Pool::Loopback,
+            _ => Pool::Plain,
+        };
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (pool, loopback);
+        if let Some(client) = pools.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = self.new_pool(&key.0, loopback)?;
+        pools.insert(key, client.clone());
+        Ok(client)
+    }
+
+    fn new_pool(&self, pool: &Pool, loopback: bool) -> Result<HttpClient, ClientError> {
+        let files = &self.options.ca_files;
+        let tls = match pool {
+            Pool::Loopback | Pool::Plain => tls::trust_nobody(),
+            Pool::Tls => tls::trust(files, None),
+            Pool::TlsWith(folder) => tls::trust(files, Some(folder)),
+        };
+        let here =
+            [SocketAddr::from(([127, 0, 0, 1], 0)), SocketAddr::from(([0_u16, 0, 0, 0, 0, 0, 0, 1], 0))];
+        let mut builder = HttpClient::builder()
+            .tls_backend_preconfigured(tls.map_err(ClientError::Setup)?)
+            .user_agent(&self.options.user_agent)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(self.options.connect_timeout)
+            .tcp_keepalive(Duration::from_secs(30))
+            // A name that needs no server, and must not be asked of one.
+            .resolve_to_addrs("localhost", &here);
+        if loopback {
+            builder = builder.no_proxy();
+        }
+        builder.build().map_err(|error| ClientError::Setup(innermost(&error)))
+    }
+
+    /// One exchange, redirects followed. `authorization` is sent to the origin that the request itself goes to,
+    /// and dropped where a redirect leads elsewhere.
+    pub(super) async fn once(
+        &self,
+        request: &Request,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, ClientError> {
+        let mut url = request.url.clone();
+        for _ in 0..=REDIRECTS_MAX {
+            let mut headers = request.headers.clone();
+            if let Some(value) = authorization
+                && same_origin(&request.url, &url)
+            {
+                headers.insert(AUTHORIZATION, value.clone());
+            }
+            let sent = self.pool(&url)?.request(request.method.clone(), url.clone()).headers(headers);
+            let response = self.await_answer(&url, &request.what, sent.body(request.body.clone())).await?;
+            match redirect(&url, request, &response)? {
+                None => return Ok(response),
+                Some(next) => url = next,
+            }
+        }
+        Err(protocol(&request.url, &request.what, format!("it redirects more than {REDIRECTS_MAX} times")))
+    }
+
+    async fn await_answer(
+        &self,
+        url: &Url,
+        what: &str,
+        builder: reqwest::RequestBuilder,
+    ) -> Result<Response, ClientError> {
+        match tokio::time::timeout(self.options.idle_timeout, builder.send()).await {
+            Ok(sent) => sent.map_err(|error| network(url, what, &error)),
+            Err(_) => Err(self.silent(url, what)),
+        }
+    }
+
+    /// The error of a server that says nothing for too long.
+    pub(super) fn silent(&self, url: &Url, what: &str) -> ClientError {
+        let reason = format!("no answer within {} s", self.options.idle_timeout.as_secs());
+        ClientError::Unreachable { host: host_of(url), what: what.to_owned(), reason }
+    }
+
+    /// The next piece of a body.
+    pub(super) async fn chunk(
+        &self,
+        response: &mut Response,
+        what: &str,
+    ) -> Result<Option<Bytes>, ClientError> {
+        match tokio::time::timeout(self.options.idle_timeout, response.chunk()).await {
+            Ok(Ok(chunk)) => Ok(chunk),
+            Ok(Err(error)) => Err(network(response.url(), what, &error)),
+            Err(_) => Err(self.silent(response.url(), what)),
+        }
+    }
+
+    /// A whole body of at most `limit_bytes`.
+    pub(super) async fn read(
+        &self,
+        mut response: Response,
+        what: &str,
+        limit_bytes: usize,
+    ) -> Result<Vec<u8>, ClientError> {
+        let (host, what_owned) = (host_of(response.url()), what.to_owned());
+        let too_large = ClientError::TooLarge { host, what: what_owned, limit_bytes: limit_bytes as u64 };
+        if response.content_length().is_some_and(|length| length > limit_bytes as u64) {
+            return Err(too_large);
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = self.chunk(&mut response, what).await? {
+            if body.len() + chunk.len() > limit_bytes {
+                return Err(too_large);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// The error that a status other than success means.
+    pub(super) async fn refusal(
+        &self,
+        mut response: Response,
+        what: &str,
+        with_credentials: bool,
+    ) -> ClientError {
+        let (status, host, what) = (response.status(), host_of(response.url()), what.to_owned());
+        let retry_after = retry::retry_after(response.headers());
+        let mut body = Vec::new();
+        // A body that cannot be read leaves the status to speak for itself.
+        while let Ok(Some(chunk)) = self.chunk(&mut response, &what).await {
+            let room = ERROR_BYTES_MAX - body.len();
+            body.extend_from_slice(&chunk[..room.min(chunk.len())]);
+            if body.len() == ERROR_BYTES_MAX {
+                break;
+            }
+        }
+        let detail = message_of(&body);
+        match status.as_u16() {
+            401 => ClientError::Unauthorized { host, what, with_credentials, detail },
+            403 => ClientError::Denied { host, what, detail },
+            404 => ClientError::NotFound { host, what, detail },
+            429 => ClientError::TooManyRequests { host, retry_after, detail },
+            status @ 400..=499 => ClientError::Refused { host, what, status, detail },
+            status @ 500..=599 => ClientError::ServerFailed { host, what, status, detail },
+            other => ClientError::Protocol { host, what, reason: format!("status {other} is not expected") },
+        }
+    }
+}
+
+/// Decides after each exchange whether another is due.
+#[derive(Debug)]
+pub(super) struct Retries<'a> {
+    wire: &'a Wire,
+    failed: u32,
+}
+
+impl<'a> Retries<'a> {
+    pub(super) fn new(wire: &'a Wire) -> Retries<'a> {
+        Retries { wire, failed: 0 }
+    }
+
+    /// Gives back what is final; after the wait that is due, `None` asks for another try.
+    pub(super) async fn settle(
+        &mut self,
+        outcome: Result<Response, ClientError>,
+        what: &str,
+    ) -> Result<Option<Response>, ClientError> {
+        let (error, asked) = match outcome {
+            Ok(response) if retry::is_transient(response.status()) => {
+                let asked = retry::retry_after(response.headers());
+                (self.wire.refusal(response, what, false).await, asked)
+            }
+            Ok(response) => return Ok(Some(response)),
+            Err(error) if error.is_transient() => (error, None),
+            Err(error) => return Err(error),
+        };
+        self.failed += 1;
+        let policy = &self.wire.options.retry;
+        match (policy.wait_after(self.failed), asked) {
+            (Some(_), Some(asked)) if asked <= policy.retry_after_max => tokio::time::sleep(asked).await,
+            (Some(wait), None) => tokio::time::sleep(wait).await,
+            _ => return Err(error),
+        }
+        Ok(None)
+    }
+}
+
+/// Where `response` sends the request, if it does.
+fn redirect(from: &Url, request: &Request, response: &Response) -> Result<Option<Url>, ClientError> {
+    let read_only = matches!(request.method, Method::GET | Method::HEAD);
+    let follow = match response.status() {
+        StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => true,
+        StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::SEE_OTHER => read_only,
+        _ => return Ok(None),
+    };
+    let refuse = |reason| Err(protocol(from, &request.what, reason));
+    if !follow {
+        return refuse(format!("it redirects a {} by status {}", request.method, response.status().as_u16()));
+    }
+    match response.headers().get(LOCATION).map(HeaderValue::to_str) {
+        Some(Ok(location)) => endpoint::follow(from, location).map(Some).or_else(refuse),
+        _ => refuse("it redirects without saying where to".to_owned()),
+    }
+}
+
+/// An answer to a request for `url` that breaks the protocol.
+pub(super) fn protocol(url: &Url, what: &str, reason: impl Into<String>) -> ClientError {
+    ClientError::Protocol { host: host_of(url), what: what.to_owned(), reason: reason.into() }
+}
+
+/// `host[:port]` of a URL, as registries are named.
+pub(super) fn host_of(url: &Url) -> String {
+    let port = url.port().map_or(String::new(), |port| format!(":{port}"));
+    sanitise(&format!("{}{port}", url.host_str().unwrap_or_default()))
+}
+
+/// The error behind a request that got no answer.
+pub(super) fn network(url: &Url, what: &str, error: &reqwest::Error) -> ClientError {
+    let host = host_of(url);
+    match tls_error(error) {
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+            ClientError::TlsExpected { host }
+        }
+        Some(reason @ (rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_))) => {
+            ClientError::Tls { host, reason: sanitise(&reason.to_string()) }
+        }
+        _ if error.is_builder() => {
+            ClientError::Setup(format!("request for {}: {}", shown_url(url), innermost(error)))
+        }
+        _ => ClientError::Unreachable { host, what: what.to_owned(), reason: innermost(error) },
+    }
+}
+
+/// The TLS error within `error`, if there is one. `io::Error` hides what it wraps from `source()`.
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut next = error.source();
+    while let Some(error) = next {
+        let wrapped = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
+        if let Some(found) = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return Some(found);
+        }
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The last cause, which says most; reqwest's own words would repeat the URL.
+fn innermost(error: &reqwest::Error) -> String {
+    let Some(mut cause) = error.source() else { return sanitise(&error.to_string()) };
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    sanitise(&cause.to_string())
+}

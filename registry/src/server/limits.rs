@@ -1,0 +1,75 @@
+//! Every bound the server puts on what a stranger sends, each with its reason. [`Limits`] are those an operator
+//! may want to change; the constants are those nobody needs to.
+
+use std::time::Duration;
+
+/// Bytes buffered per connection. hyper has one bound for a request's head, of which real ones need under 4 KiB,
+/// and for the blocks a body arrives in, which should be large to be cheap; the body decides.
+pub(super) const BUFFER_BYTES_MAX: usize = 128 * 1024;
+/// Headers of one request: browsers and proxies together send some thirty.
+pub(super) const HEADERS_MAX: usize = 100;
+/// Bytes of a request's target: a name of 255, a digest of 135 and the parameters of the specification fit many
+/// times over.
+pub(super) const TARGET_BYTES_MAX: usize = 8 * 1024;
+/// How long a client may take to send a request's head, and to begin its next request on a kept connection.
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a body may make no progress at all. Slower than any working network, and short enough that a
+/// thousand silent connections do not pile up.
+pub(super) const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may read nothing of what it asked for.
+pub(super) const WRITE_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes still read from a refused request, so that a client which writes before it reads gets to see why.
+pub(super) const DRAIN_BYTES_MAX: usize = 4 << 20;
+/// How long a refused request is drained for.
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes read from disk at once for a blob: from a quarter of a mebibyte on, the cost per byte is flat.
+pub(super) const READ_BLOCK_BYTES: usize = 512 * 1024;
+/// Bytes handed to the hashing writer at once; a connection holds at most two such batches.
+pub(super) const WRITE_BATCH_BYTES: usize = 256 * 1024;
+/// Blocking store operations at once. Most wait for the disk or for SQLite's one writer, so more threads would
+/// only queue there; fewer would let a slow disk starve the manifest reads that come from memory.
+pub(super) const BLOCKING_JOBS_MAX: usize = 64;
+/// Ranges of one request: a delta pull asks for the parts that changed; a request for thousands of crumbs costs
+/// more than the whole blob.
+pub(super) const RANGES_MAX: usize = 64;
+/// Tags of one manifest PUT (`?tag=`): the specification asks for at least 10.
+pub(super) const TAGS_PER_PUT_MAX: usize = 50;
+/// Entries of one page of tags or repositories, whatever `n` says: a page stays below 1.5 MB.
+pub(super) const PAGE_ENTRIES_MAX: usize = 10_000;
+/// Entity tags looked at in `If-Match` and `If-None-Match`: a client knows one or two versions of a tag.
+pub(super) const ENTITY_TAGS_MAX: usize = 32;
+/// Bytes of one page of referrers: the specification lets clients refuse an index larger than a manifest may be.
+pub(super) const REFERRERS_BYTES_MAX: usize = 4 << 20;
+/// What a client that has hit a limit is told to wait, in seconds.
+pub(super) const RETRY_AFTER_SECONDS: &str = "5";
+
+/// Bounds that an operator may change.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at once; more wait to be accepted. Each costs some tens of KiB, and an open file.
+    pub connections: usize,
+    /// Uploads receiving bytes at once; more are told to come back (429). Each holds two batches of
+    /// 256 KiB and an open file.
+    pub concurrent_uploads: usize,
+    /// Unfinished upload sessions of one repository; a push of a large image opens a few dozen.
+    pub sessions_per_repository: u64,
+    /// Bytes of one blob. The largest layers seen in public, model weights, have some tens of gigabytes.
+    pub blob_bytes: u64,
+    /// How long an upload session lives without receiving anything.
+    pub session_idle: Duration,
+    /// How long a graceful shutdown waits for requests under way.
+    pub shutdown: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: 2048,
+            concurrent_uploads: 256,
+            sessions_per_repository: 1000,
+            blob_bytes: 256 << 30,
+            session_idle: Duration::from_secs(24 * 60 * 60),
+            shutdown: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The registry server: the HTTP face of the content store (distribution-spec 1.1, and what clients rely on
+//! beyond it).
+//!
+//! ```text
+//! connection ──► service ──► route, access ──► one handler an endpoint ──► store (blocking jobs)
+//! ```
+//!
+//! | module | owns |
+//! |---|---|
+//! | `connection` | accepting, timeouts, graceful end |
+//! | `service` | from request to answer: routing, rights, headers of every answer, events |
+//! | `route`, `query`, `range`, `entity_tag` | parsing what strangers send |
+//! | `access` | who may do what |
+//! | `blobs`, `body` | end-2, end-10: blobs and the way they leave |
+//! | `uploads`, `receive`, `sessions` | end-4, 5, 6, 11, 13, 14: the way blobs come in |
+//! | `manifests` | end-3, end-7, end-9 |
+//! | `listings` | end-8 and `_catalog` |
+//! | `referrers` | end-12 |
+//! | `limits`, `error`, `event` | bounds, refusals, what the owner is told |
+//!
+//! Three choices that hold everything together:
+//!
+//! * *HTTP/1.1 only.* Clients speak HTTP/2 to registries over TLS alone, which a proxy in front ends; without
+//!   it, multiplexing buys nothing for bulk transfer and widens what strangers can do.
+//! * *Nothing blocks an async thread, and no thread waits for a client.* Blocking jobs are short (one block read,
+//!   one batch hashed and written, one transaction), so a thousand slow clients cost memory and no threads.
+//! * *An answer of success means that the store has made it durable.* The server keeps no state of its own that
+//!   would be missed: sessions of unfinished uploads live in the store and survive a restart.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use rimg_formats::store::Store;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+mod access;
+mod blobs;
+mod body;
+mod connection;
+mod entity_tag;
+mod error;
+mod event;
+mod limits;
+mod listings;
+mod manifests;
+mod patience;
+mod query;
+mod range;
+mod receive;
+mod referrers;
+mod route;
+mod service;
+mod sessions;
+mod uploads;
+
+pub use access::{AccessRequest, Action, Authorize, Decision, allow_everything};
+pub use event::{Event, Observer};
+pub use limits::Limits;
+
+use error::ApiError;
+use sessions::Sessions;
+
+/// The port that registries listen on by custom.
+pub const DEFAULT_PORT: u16 = 5000;
+
+/// How a server is to behave.
+#[derive(Clone)]
+pub struct ServerOptions {
+    /// Where to listen. Loopback by default: there is no TLS and no authentication of its own.
+    pub listen: SocketAddr,
+    /// Who may do what.
+    pub authorize: Authorize,
+    /// Told of every request.
+    pub observer: Option<Observer>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Accept manifests although content they name is missing (*sparse* images and indexes). Off by default:
+    /// a push that lost a layer should fail, not the pull that needs it.
+    pub allow_sparse_manifests: bool,
+    /// Mount a blob by its digest alone when some repository that the caller may read has it.
+    pub allow_anonymous_mount: bool,
+}
+
+impl Default for ServerOptions {
+    fn default() -> ServerOptions {
+        ServerOptions {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            authorize: allow_everything(),
+            observer: None,
+            limits: Limits::default(),
+            allow_sparse_manifests: false,
+            allow_anonymous_mount: true,
+        }
+    }
+}
+
+/// Why a server could not start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The address could not be bound.
+    #[error("failed to listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A bound server.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+/// What all requests share.
+struct State {
+    store: Store,
+    options: ServerOptions,
+    /// Admission to the blocking threads.
+    jobs: Arc<Semaphore>,
+    sessions: Arc<Sessions>,
+}
+
+impl Server {
+    /// Binds the address. Connections queue from here on, and are answered once [`Server::serve`] runs.
+    pub async fn bind(store: Store, options: ServerOptions) -> Result<Server, ServerError> {
+        let address = options.listen;
+        let failed = |source| ServerError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let state = State {
+            store,
+            jobs: Arc::new(Semaphore::new(limits::BLOCKING_JOBS_MAX)),
+            sessions: Arc::new(Sessions::new(options.limits.concurrent_uploads)),
+            options,
+        };
+        Ok(Server { listener, address, state: Arc::new(state) })
+    }
+
+    /// The address bound; the port is the real one when 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` resolves, then lets requests under way finish for [`Limits::shutdown`] and cuts
+    /// off the rest. An upload that is cut off keeps what has arrived.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        connection::serve(self.listener, self.state, shutdown).await;
+    }
+}
+
+impl State {
+    /// Runs a short piece of work on the blocking threads, when a permit is free.
+    async fn run<T, E>(&self, work: impl FnOnce(&Store) -> Result<T, E> + Send + 'static) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        E: Into<ApiError> + Send + 'static,
+    {
+        let permit = self.jobs.clone().acquire_owned().await.map_err(ApiError::internal)?;
+        let store = self.store.clone();
+        let job = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work(&store)
+        });
+        job.await.map_err(ApiError::internal)?.map_err(Into::into)
+    }
+
+    fn notify(&self, event: impl FnOnce() -> Event) {
+        if let Some(observer) = &self.options.observer {
+            observer(event());
+        }
+    }
+}

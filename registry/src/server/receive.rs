@@ -1,0 +1,246 @@
+//! Receiving bodies: blobs into an ingest, documents into memory, and refused ones into nothing.
+//!
+//! A blob's bytes are gathered on the async side and handed over in batches to a blocking job that hashes and
+//! writes them; while it works the next batch is gathered. When a body breaks off, all that came before is
+//! written, so that a resumed upload goes on at the very byte.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::header::{EXPECT, HeaderMap};
+use rimg_formats::store::{Ingest, StoreError};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::State;
+use super::error::{ApiError, Code};
+use super::limits::{BODY_IDLE_TIMEOUT, DRAIN_BYTES_MAX, DRAIN_TIMEOUT, WRITE_BATCH_BYTES};
+use super::sessions::Writing;
+
+/// How many bytes a body may bring.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allowance {
+    /// Exactly so many, when the client has announced it.
+    pub(super) exact: Option<u64>,
+    /// What a blob may still grow by.
+    pub(super) at_most: u64,
+}
+
+/// Appends `body` to `ingest`. The ingest is returned even when the body was refused or broke off, with what
+/// came before; only a failure of the store loses it.
+pub(super) async fn into_ingest(
+    state: &State,
+    ingest: Ingest,
+    mut body: Incoming,
+    allowance: Allowance,
+    writing: &Writing,
+) -> (Option<Ingest>, Result<(), ApiError>) {
+    let mut intake = Intake { allowance, taken: 0, ended: None };
+    let mut writer = Writer { idle: Some(ingest), busy: None, failed: None };
+    let mut batch = Batch::default();
+    loop {
+        if writer.idle.is_some() && batch.is_ready(intake.ended.is_some()) {
+            writer.start(state, batch.take()).await;
+        }
+        let wants_more = intake.ended.is_none() && batch.bytes < WRITE_BATCH_BYTES;
+        tokio::select! {
+            frame = next_bytes(&mut body), if wants_more => {
+                if let Some(bytes) = intake.take(frame) {
+                    batch.push(bytes);
+                }
+            }
+            () = writer.finish(), if writer.busy.is_some() => {
+                if let Some(ingest) = &writer.idle {
+                    writing.advance(ingest.len());
+                }
+            }
+            else => break,
+        }
+        if let Some(error) = writer.failed.take() {
+            return (writer.idle, Err(error));
+        }
+    }
+    let outcome = intake.ended.unwrap_or(Ok(()));
+    (writer.idle, outcome)
+}
+
+/// The next bytes of a body: `None` at its end.
+async fn next_bytes(body: &mut Incoming) -> Result<Option<Bytes>, ApiError> {
+    loop {
+        let frame = timeout(BODY_IDLE_TIMEOUT, body.frame()).await.map_err(|_| stalled(BODY_IDLE_TIMEOUT))?;
+        let Some(frame) = frame else { return Ok(None) };
+        let frame = frame.map_err(|error| {
+            let message = format!("the body broke off: {error}");
+            ApiError::bad_request(Code::BlobUploadInvalid, message)
+        })?;
+        // Trailers carry nothing that the protocol knows.
+        if let Ok(bytes) = frame.into_data() {
+            return Ok(Some(bytes));
+        }
+    }
+}
+
+fn stalled(limit: Duration) -> ApiError {
+    let message = format!("the body made no progress for {} s; what had arrived is kept", limit.as_secs());
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, Code::BlobUploadInvalid, message)
+}
+
+/// Counts what comes in and says when it is over, and how.
+struct Intake {
+    allowance: Allowance,
+    taken: u64,
+    ended: Option<Result<(), ApiError>>,
+}
+
+impl Intake {
+    fn take(&mut self, frame: Result<Option<Bytes>, ApiError>) -> Option<Bytes> {
+        match frame {
+            Err(error) => {
+                self.ended = Some(Err(error));
+                None
+            }
+            Ok(None) => {
+                self.ended = Some(self.complete());
+                None
+            }
+            Ok(Some(bytes)) => Some(self.admit(bytes)),
+        }
+    }
+
+    fn complete(&self) -> Result<(), ApiError> {
+        match self.allowance.exact {
+            Some(exact) if exact != self.taken => {
+                let message = format!("the body has {} bytes, `Content-Range` says {exact}", self.taken);
+                Err(ApiError::bad_request(Code::SizeInvalid, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Cuts off what is too much.
+    fn admit(&mut self, mut bytes: Bytes) -> Bytes {
+        let limit = self.allowance.exact.unwrap_or(u64::MAX).min(self.allowance.at_most);
+        let room = limit - self.taken;
+        if bytes.len() as u64 > room {
+            self.ended = Some(Err(match self.allowance.exact {
+                Some(exact) if exact <= self.allowance.at_most => ApiError::bad_request(
+                    Code::SizeInvalid,
+                    format!("the body has more bytes than the {exact} that `Content-Range` says"),
+                ),
+                _ => too_large(),
+            }));
+            bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+        }
+        self.taken += bytes.len() as u64;
+        bytes
+    }
+}
+
+/// 413 for a blob.
+pub(super) fn too_large() -> ApiError {
+    let message = "the blob is larger than this registry accepts";
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Code::SizeInvalid, message)
+}
+
+/// Bytes waiting for the writer.
+#[derive(Default)]
+struct Batch {
+    parts: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, bytes: Bytes) {
+        self.bytes += bytes.len();
+        self.parts.push(bytes);
+    }
+
+    fn take(&mut self) -> Vec<Bytes> {
+        self.bytes = 0;
+        std::mem::take(&mut self.parts)
+    }
+
+    /// A job is worth its while from a quarter of a batch on; at the end the rest must go.
+    fn is_ready(&self, ended: bool) -> bool {
+        self.bytes >= WRITE_BATCH_BYTES / 4 || (ended && !self.parts.is_empty())
+    }
+}
+
+type Written = (Ingest, Result<(), StoreError>);
+
+/// The ingest, which is either here or with a blocking job.
+struct Writer {
+    idle: Option<Ingest>,
+    busy: Option<JoinHandle<Written>>,
+    failed: Option<ApiError>,
+}
+
+impl Writer {
+    async fn start(&mut self, state: &State, parts: Vec<Bytes>) {
+        let (Ok(permit), Some(mut ingest)) = (state.jobs.clone().acquire_owned().await, self.idle.take()) else {
+            return;
+        };
+        self.busy = Some(tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let result = parts.iter().try_for_each(|part| ingest.append(part));
+            (ingest, result)
+        }));
+    }
+
+    /// Waits for the job. Safe to drop and to call again.
+    async fn finish(&mut self) {
+        let Some(job) = self.busy.as_mut() else { return };
+        match job.await {
+            Ok((ingest, result)) => {
+                self.idle = Some(ingest);
+                self.failed = result.err().map(ApiError::from);
+            }
+            Err(error) => self.failed = Some(ApiError::internal(error)),
+        }
+        self.busy = None;
+    }
+}
+
+/// Reads a whole document of at most `limit` bytes; `what` names it in the refusal.
+pub(super) async fn document(mut body: Incoming, limit: usize, what: &str) -> Result<Vec<u8>, ApiError> {
+    let mut document = Vec::new();
+    while let Some(bytes) = next_bytes(&mut body).await? {
+        if document.len() + bytes.len() > limit {
+            drain(body).await;
+            return Err(document_too_large(limit, what));
+        }
+        document.extend_from_slice(&bytes);
+    }
+    Ok(document)
+}
+
+/// 413 for a document.
+pub(super) fn document_too_large(limit: usize, what: &str) -> ApiError {
+    let message = format!("{what} may have at most {limit} bytes");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Code::SizeInvalid, message)
+}
+
+/// Reads some of a refused body, so that a client which is still writing gets to read the refusal instead of a
+/// reset connection.
+pub(super) async fn drain(mut body: Incoming) {
+    let reading = async {
+        let mut drained = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            drained += frame.data_ref().map_or(0, Bytes::len);
+            if drained > DRAIN_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    let _ = timeout(DRAIN_TIMEOUT, reading).await;
+}
+
+/// As [`drain`], unless the client waits to be told to send its body: it has its answer before it begins.
+pub(super) async fn refuse_body(headers: &HeaderMap, body: Incoming) {
+    if !headers.contains_key(EXPECT) {
+        drain(body).await;
+    }
+}

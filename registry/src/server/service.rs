@@ -1,0 +1,197 @@
+//! From a request to its answer: find the endpoint, ask for the right, call the handler, dress the answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION};
+use hyper::{Method, Request, Response, StatusCode};
+use rimg_formats::digest::Digest;
+
+use super::access::{self, Caller};
+use super::body::Body;
+use super::error::{ApiError, Code};
+use super::event::Event;
+use super::limits::TARGET_BYTES_MAX;
+use super::query::Query;
+use super::route::Route;
+use super::{State, blobs, listings, manifests, receive, referrers, uploads};
+
+/// An answer.
+pub(super) type Reply = Response<Body>;
+
+pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// Characters of a target that events carry.
+const SHOWN_TARGET_CHARS_MAX: usize = 512;
+
+/// A request whose endpoint is known and allowed.
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) headers: HeaderMap,
+    pub(super) query: Query,
+    pub(super) caller: Caller,
+    pub(super) body: Incoming,
+}
+
+impl Call {
+    /// The length announced for the body; `None` when it is chunked. hyper has refused malformed and
+    /// contradicting ones, and knows that a request with neither has no body.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        hyper::body::Body::size_hint(&self.body).exact()
+    }
+
+    /// A header as text; one that is not is as good as absent.
+    pub(super) fn header(&self, name: HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// Answers a request. Never fails: a failure is an answer too.
+pub(super) async fn respond(state: Arc<State>, peer: SocketAddr, request: Request<Incoming>) -> Reply {
+    let started = Instant::now();
+    let observed = state.options.observer.is_some().then(|| Observed::of(peer, &request));
+    let (reply, cause) = match handle(&state, peer, request).await {
+        Ok(reply) => (reply, None),
+        Err(error) => refuse(error),
+    };
+    let reply = dress(reply);
+    if let Some(observed) = observed {
+        state.notify(|| observed.event(reply.status(), started.elapsed(), cause));
+    }
+    reply
+}
+
+async fn handle(state: &Arc<State>, peer: SocketAddr, request: Request<Incoming>) -> Result<Reply, ApiError> {
+    let (parts, body) = request.into_parts();
+    let checked = check(state, peer, &parts);
+    match checked {
+        Ok((route, query, caller)) => {
+            let (method, headers) = (parts.method, parts.headers);
+            dispatch(state, route, Call { method, headers, query, caller, body }).await
+        }
+        Err(error) => {
+            receive::drain(body).await;
+            Err(error)
+        }
+    }
+}
+
+/// Everything that can be said about a request without looking at the store.
+fn check(
+    state: &State,
+    peer: SocketAddr,
+    parts: &hyper::http::request::Parts,
+) -> Result<(Route, Query, Caller), ApiError> {
+    if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_BYTES_MAX) {
+        return Err(ApiError::new(StatusCode::URI_TOO_LONG, Code::NameInvalid, "the URL is too long"));
+    }
+    let route = Route::parse(parts.uri.path())?;
+    let caller = Caller::new(&state.options.authorize, &parts.headers, peer);
+    caller.require(access::action(&route, &parts.method), route.repository())?;
+    if !route.methods().split(", ").any(|allowed| allowed == parts.method.as_str()) {
+        let message = format!("{} is not possible here", parts.method);
+        return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, message)
+            .with_header(ALLOW, HeaderValue::from_static(route.methods())));
+    }
+    Ok((route, Query::parse(parts.uri.query())?, caller))
+}
+
+async fn dispatch(state: &Arc<State>, route: Route, call: Call) -> Result<Reply, ApiError> {
+    let method = call.method.clone();
+    match (route, method) {
+        (Route::Base, _) => Ok(json(b"{}".to_vec())),
+        (Route::Catalog, _) => listings::catalog(state, call).await,
+        (Route::Tags { name }, _) => listings::tags(state, name, call).await,
+        (Route::Referrers { name, digest }, _) => referrers::list(state, name, digest, call).await,
+        (Route::Blob { name, digest }, Method::DELETE) => blobs::delete(state, name, digest).await,
+        (Route::Blob { name, digest }, _) => blobs::get(state, name, digest, call).await,
+        (Route::Manifest { name, version }, Method::PUT) => manifests::put(state, name, version, call).await,
+        (Route::Manifest { name, version }, Method::DELETE) => {
+            manifests::delete(state, name, version, call).await
+        }
+        (Route::Manifest { name, version }, _) => manifests::get(state, name, version, call).await,
+        (Route::UploadStart { name }, _) => uploads::start(state, name, call).await,
+        (Route::Upload { name, id }, Method::PATCH) => uploads::append(state, name, id, call).await,
+        (Route::Upload { name, id }, Method::PUT) => uploads::finish(state, name, id, call).await,
+        (Route::Upload { name, id }, Method::DELETE) => uploads::cancel(state, name, id).await,
+        (Route::Upload { name, id }, _) => uploads::status(state, name, id).await,
+    }
+}
+
+/// The answer that words `error`, and what only the owner is told.
+fn refuse(error: ApiError) -> (Reply, Option<String>) {
+    let mut reply = json(error.body());
+    *reply.status_mut() = error.status;
+    reply.headers_mut().extend(error.headers);
+    (reply, error.cause)
+}
+
+/// Adds what every answer carries. Blobs are strangers' bytes: no browser is to guess what they are.
+fn dress(mut reply: Reply) -> Reply {
+    let length = hyper::body::Body::size_hint(reply.body()).exact();
+    let headers = reply.headers_mut();
+    headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    headers.insert(NOSNIFF, HeaderValue::from_static("nosniff"));
+    if let Some(length) = length
+        && !headers.contains_key(CONTENT_LENGTH)
+    {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    reply
+}
+
+/// An empty answer.
+pub(super) fn empty(status: StatusCode) -> Reply {
+    let mut reply = Response::new(Body::Empty);
+    *reply.status_mut() = status;
+    reply
+}
+
+/// A 200 with a JSON document.
+pub(super) fn json(document: Vec<u8>) -> Reply {
+    let mut reply = Response::new(Body::from(document));
+    reply.headers_mut().insert(CONTENT_TYPE, JSON);
+    reply
+}
+
+/// Sets `Location`. Relative to the host, so that it is right behind any proxy.
+pub(super) fn set_location(reply: &mut Reply, path: &str) {
+    let value = HeaderValue::from_str(path).expect("names, digests and ids are ASCII without controls");
+    reply.headers_mut().insert(LOCATION, value);
+}
+
+/// Sets `Link: <target>; rel="next"`.
+pub(super) fn set_next(reply: &mut Reply, target: &str) {
+    let value = HeaderValue::try_from(format!("<{target}>; rel=\"next\""));
+    reply.headers_mut().insert(LINK, value.expect("names are ASCII and parameters are percent-encoded"));
+}
+
+/// Sets `Docker-Content-Digest`.
+pub(super) fn set_digest(reply: &mut Reply, digest: &Digest) {
+    let value = HeaderValue::try_from(digest.to_string()).expect("a digest is ASCII");
+    reply.headers_mut().insert(DOCKER_CONTENT_DIGEST, value);
+}
+
+/// What an event needs of a request that will be gone by then.
+struct Observed {
+    peer: SocketAddr,
+    method: String,
+    target: String,
+}
+
+impl Observed {
+    fn of(peer: SocketAddr, request: &Request<Incoming>) -> Observed {
+        let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+        let target = target.chars().take(SHOWN_TARGET_CHARS_MAX).collect();
+        Observed { peer, method: request.method().to_string(), target }
+    }
+
+    fn event(self, status: StatusCode, elapsed: Duration, cause: Option<String>) -> Event {
+        let Observed { peer, method, target } = self;
+        Event::Request { peer, method, target, status: status.as_u16(), elapsed, cause }
+    }
+}

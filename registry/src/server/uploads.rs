@@ -1,0 +1,382 @@
+//! Uploads (end-4, 5, 6, 11, 13 and 14): how a blob comes in, in one request or in many.
+//!
+//! A session is a suspended ingest of the store; between two requests nothing of it is in memory. Each request
+//! that brings bytes runs as a task of its own, not as part of its connection: when the connection breaks, the
+//! task still writes what has arrived and puts the ingest aside, and the next request goes on at that byte.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_RANGE, HeaderName, HeaderValue, LOCATION, RANGE};
+use rimg_formats::digest::{Algorithm, Digest};
+use rimg_formats::reference::{ImageName, RepositoryName};
+use rimg_formats::store::{Expect, Ingest, Repository, Store, StoreError, UploadId};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::State;
+use super::access::Action;
+use super::error::{ApiError, Code};
+use super::range::{self, Chunk};
+use super::receive::{self, Allowance};
+use super::service::{Call, Reply, empty, set_digest, set_location};
+
+const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+
+/// POST: mounts a blob, receives one whole, or opens a session.
+pub(super) async fn start(state: &Arc<State>, name: RepositoryName, call: Call) -> Result<Reply, ApiError> {
+    match plan(&call) {
+        Err(refused) => {
+            receive::refuse_body(&call.headers, call.body).await;
+            Err(refused)
+        }
+        Ok(Start::Mount { digest, source }) => match mount(state, &name, digest, source, &call).await? {
+            Some(reply) => Ok(reply),
+            None => open(state, name, digest.algorithm()).await,
+        },
+        Ok(Start::Session(algorithm)) => open(state, name, algorithm).await,
+        Ok(Start::Whole(digest)) => in_task(state, call, |state, call, place| {
+            receive_whole(state, name, digest, call, place)
+        })
+        .await,
+    }
+}
+
+/// What a POST asks for.
+enum Start {
+    Mount { digest: Digest, source: Option<RepositoryName> },
+    Whole(Digest),
+    Session(Algorithm),
+}
+
+fn plan(call: &Call) -> Result<Start, ApiError> {
+    if let Some(digest) = call.query.get("mount") {
+        let source = call.query.get("from").filter(|source| !source.is_empty());
+        let source = source.map(str::parse).transpose()?;
+        return Ok(Start::Mount { digest: digest.parse()?, source });
+    }
+    if let Some(digest) = call.query.get("digest") {
+        let digest: Digest = digest.parse()?;
+        // Some clients name the digest and send the content later: declining with a session serves them.
+        let empty = call.content_length() == Some(0) && digest != Digest::of(digest.algorithm(), b"");
+        return Ok(if empty { Start::Session(digest.algorithm()) } else { Start::Whole(digest) });
+    }
+    match call.query.get("digest-algorithm") {
+        None => Ok(Start::Session(Algorithm::Sha256)),
+        Some(algorithm) => Ok(Start::Session(algorithm.parse()?)),
+    }
+}
+
+/// Gives the repository a blob that another has; `None` when the client has to send it. Which of the reasons
+/// holds (no such blob, no right to read it) is not told.
+async fn mount(
+    state: &Arc<State>,
+    name: &RepositoryName,
+    digest: Digest,
+    source: Option<RepositoryName>,
+    call: &Call,
+) -> Result<Option<Reply>, ApiError> {
+    let sources = match source {
+        Some(source) => vec![source],
+        None if !state.options.allow_anonymous_mount => Vec::new(),
+        None => state.run(move |store| readable_sources(store, &digest)).await?,
+    };
+    for source in sources {
+        if !call.caller.may(Action::Pull, &source) {
+            continue;
+        }
+        let target = ImageName::from(name.clone());
+        let mounted = move |store: &Store| store.repository(&target).mount_blob(&digest, &source.into());
+        if state.run(mounted).await? {
+            return Ok(Some(created(name, &digest)));
+        }
+    }
+    Ok(None)
+}
+
+/// Served repositories that have a blob.
+fn readable_sources(store: &Store, digest: &Digest) -> Result<Vec<RepositoryName>, StoreError> {
+    /// Repositories tried: base layers are in many, and the first readable one will do.
+    const SOURCES_MAX: usize = 100;
+    let names = store.repositories_with_blob(digest, SOURCES_MAX)?;
+    Ok(names.iter().filter_map(ImageName::as_repository).collect())
+}
+
+/// Opens a session.
+async fn open(state: &Arc<State>, name: RepositoryName, algorithm: Algorithm) -> Result<Reply, ApiError> {
+    let limit = state.options.limits.sessions_per_repository;
+    let repository = ImageName::from(name.clone());
+    let opened = move |store: &Store| -> Result<UploadId, ApiError> {
+        if store.upload_count(&repository)? >= limit {
+            return Err(ApiError::too_many("this repository has too many unfinished uploads; cancel some"));
+        }
+        Ok(store.repository(&repository).ingest_with(algorithm)?.suspend()?)
+    };
+    let id = state.run(opened).await?;
+    Ok(progress(StatusCode::ACCEPTED, &name, &id, 0))
+}
+
+/// PATCH: appends a chunk.
+pub(super) async fn append(
+    state: &Arc<State>,
+    name: RepositoryName,
+    id: String,
+    call: Call,
+) -> Result<Reply, ApiError> {
+    in_task(state, call, |state, call, place| async move {
+        let target = Target::of(&state, &name, &id, &call);
+        let Received { ingest, id, outcome } = receive(&state, target, call).await?;
+        let length = ingest.len();
+        // Put aside first: what arrived is kept, whatever became of the rest.
+        state.run(move |_| ingest.suspend()).await?;
+        drop(place);
+        outcome.map(|()| progress(StatusCode::ACCEPTED, &name, &id, length))
+    })
+    .await
+}
+
+/// PUT: appends what the request brings and closes the session.
+pub(super) async fn finish(
+    state: &Arc<State>,
+    name: RepositoryName,
+    id: String,
+    call: Call,
+) -> Result<Reply, ApiError> {
+    in_task(state, call, |state, call, place| async move {
+        let digest = match closing_digest(&call) {
+            Ok(digest) => digest,
+            Err(refused) => {
+                receive::refuse_body(&call.headers, call.body).await;
+                return Err(refused);
+            }
+        };
+        let target = Target::of(&state, &name, &id, &call);
+        let Received { ingest, outcome, .. } = receive(&state, target, call).await?;
+        if outcome.is_err() {
+            state.run(move |_| ingest.suspend()).await?;
+            outcome?;
+        } else {
+            commit(&state, ingest, digest).await?;
+        }
+        drop(place);
+        Ok(created(&name, &digest))
+    })
+    .await
+}
+
+fn closing_digest(call: &Call) -> Result<Digest, ApiError> {
+    let missing = || ApiError::bad_request(Code::DigestInvalid, "closing an upload needs `?digest=`");
+    Ok(call.query.get("digest").ok_or_else(missing)?.parse()?)
+}
+
+/// GET: how much has arrived.
+pub(super) async fn status(state: &Arc<State>, name: RepositoryName, id: String) -> Result<Reply, ApiError> {
+    let id = parse_id(&id)?;
+    let repository = ImageName::from(name.clone());
+    // Taking the session up for a moment counts bytes that a server killed since then had written.
+    let taken = move |store: &Store| -> Result<u64, StoreError> {
+        let ingest = store.repository(&repository).resume(&id)?;
+        let length = ingest.len();
+        ingest.suspend()?;
+        Ok(length)
+    };
+    let length = match state.sessions.progress(&id, &ImageName::from(name.clone())) {
+        Some(length) => length,
+        None => state.run(taken).await?,
+    };
+    Ok(progress(StatusCode::NO_CONTENT, &name, &id, length))
+}
+
+/// DELETE: gives the session up.
+pub(super) async fn cancel(state: &Arc<State>, name: RepositoryName, id: String) -> Result<Reply, ApiError> {
+    let id = parse_id(&id)?;
+    let repository = ImageName::from(name);
+    state.run(move |store| store.repository(&repository).resume(&id)?.cancel()).await?;
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+/// Runs the part of a request that brings bytes as a task of its own.
+async fn in_task<F>(
+    state: &Arc<State>,
+    call: Call,
+    work: impl FnOnce(Arc<State>, Call, OwnedSemaphorePermit) -> F,
+) -> Result<Reply, ApiError>
+where
+    F: Future<Output = Result<Reply, ApiError>> + Send + 'static,
+{
+    match state.sessions.admit() {
+        Ok(place) => tokio::spawn(work(state.clone(), call, place)).await.map_err(ApiError::internal)?,
+        Err(refused) => {
+            receive::refuse_body(&call.headers, call.body).await;
+            Err(refused)
+        }
+    }
+}
+
+/// A single POST with the whole content. A broken one leaves nothing: nobody was told an id to go on with.
+async fn receive_whole(
+    state: Arc<State>,
+    name: RepositoryName,
+    digest: Digest,
+    call: Call,
+    place: OwnedSemaphorePermit,
+) -> Result<Reply, ApiError> {
+    let repository = ImageName::from(name.clone());
+    let ingest = state.run(move |store| store.repository(&repository).ingest_with(digest.algorithm())).await?;
+    let at_most = state.options.limits.blob_bytes;
+    let (ingest, outcome) = fill(&state, ingest, call, Allowance { exact: None, at_most }).await?;
+    outcome?;
+    commit(&state, ingest, digest).await?;
+    drop(place);
+    Ok(created(&name, &digest))
+}
+
+async fn commit(state: &State, ingest: Ingest, digest: Digest) -> Result<(), ApiError> {
+    state.run(move |_| ingest.commit(Some(&Expect::from(digest)))).await?;
+    Ok(())
+}
+
+/// The session that a request writes to, and where in it.
+struct Target {
+    repository: Result<Repository, ApiError>,
+    name: RepositoryName,
+    id: String,
+    chunk: Result<Option<Chunk>, ApiError>,
+}
+
+impl Target {
+    fn of(state: &State, name: &RepositoryName, id: &str, call: &Call) -> Target {
+        Target {
+            repository: Ok(state.store.repository(&ImageName::from(name.clone()))),
+            name: name.clone(),
+            id: id.to_owned(),
+            chunk: announced_chunk(call),
+        }
+    }
+}
+
+/// What `Content-Range` says, if it is there; docker and podman stream without it.
+fn announced_chunk(call: &Call) -> Result<Option<Chunk>, ApiError> {
+    let Some(header) = call.headers.get(CONTENT_RANGE) else { return Ok(None) };
+    let chunk = header.to_str().ok().and_then(range::chunk).ok_or_else(|| {
+        ApiError::bad_request(Code::BlobUploadInvalid, "`Content-Range` must be `<start>-<end>`")
+    })?;
+    match call.content_length() {
+        Some(length) if length != chunk.length => {
+            let message = format!("`Content-Length` is {length}, `Content-Range` says {}", chunk.length);
+            Err(ApiError::bad_request(Code::SizeInvalid, message))
+        }
+        _ => Ok(Some(chunk)),
+    }
+}
+
+/// An ingest with what a request has brought, and what became of the request.
+struct Received {
+    ingest: Ingest,
+    id: UploadId,
+    outcome: Result<(), ApiError>,
+}
+
+async fn receive(state: &Arc<State>, target: Target, call: Call) -> Result<Received, ApiError> {
+    let taken = match (target.repository, parse_id(&target.id), target.chunk) {
+        (Ok(repository), Ok(id), Ok(chunk)) => {
+            state.run(move |_| repository.resume(&id)).await.map(|ingest| (ingest, id, chunk))
+        }
+        (Err(refused), _, _) | (_, Err(refused), _) | (_, _, Err(refused)) => Err(refused),
+    };
+    let (ingest, id, chunk) = match taken {
+        Ok(taken) => taken,
+        Err(refused) => {
+            receive::refuse_body(&call.headers, call.body).await;
+            return Err(refused);
+        }
+    };
+    match allowance(state, &ingest, chunk, &call) {
+        Ok(allowance) => {
+            let (ingest, outcome) = fill(state, ingest, call, allowance).await?;
+            Ok(Received { ingest, id, outcome })
+        }
+        Err(refused) => {
+            receive::refuse_body(&call.headers, call.body).await;
+            let refused = match refused.status {
+                StatusCode::RANGE_NOT_SATISFIABLE => with_place(refused, &target.name, &id, ingest.len()),
+                _ => refused,
+            };
+            Ok(Received { ingest, id, outcome: Err(refused) })
+        }
+    }
+}
+
+/// How much a request may append; refuses a chunk that does not begin where the last one ended.
+fn allowance(
+    state: &State,
+    ingest: &Ingest,
+    chunk: Option<Chunk>,
+    call: &Call,
+) -> Result<Allowance, ApiError> {
+    let length = ingest.len();
+    if let Some(chunk) = chunk.filter(|chunk| chunk.start != length) {
+        let message = format!("the next byte is {length}, the chunk begins at {}", chunk.start);
+        return Err(ApiError::new(StatusCode::RANGE_NOT_SATISFIABLE, Code::BlobUploadInvalid, message));
+    }
+    let at_most = state.options.limits.blob_bytes.saturating_sub(length);
+    let announced = chunk.map(|chunk| chunk.length).or(call.content_length());
+    if announced.is_some_and(|announced| announced > at_most) {
+        return Err(receive::too_large());
+    }
+    Ok(Allowance { exact: chunk.map(|chunk| chunk.length), at_most })
+}
+
+async fn fill(
+    state: &State,
+    ingest: Ingest,
+    call: Call,
+    allowance: Allowance,
+) -> Result<(Ingest, Result<(), ApiError>), ApiError> {
+    let body: Incoming = call.body;
+    let writing = state.sessions.enter(&ingest);
+    match receive::into_ingest(state, ingest, body, allowance, &writing).await {
+        (Some(ingest), outcome) => Ok((ingest, outcome)),
+        (None, outcome) => Err(outcome.err().unwrap_or_else(|| ApiError::internal("an ingest was lost"))),
+    }
+}
+
+fn parse_id(id: &str) -> Result<UploadId, ApiError> {
+    id.parse().map_err(|_| unknown())
+}
+
+fn unknown() -> ApiError {
+    ApiError::not_found(Code::BlobUploadUnknown, "no such upload: it was finished, cancelled or has expired")
+}
+
+/// 201 for a blob.
+fn created(name: &RepositoryName, digest: &Digest) -> Reply {
+    let mut reply = empty(StatusCode::CREATED);
+    set_location(&mut reply, &format!("/v2/{name}/blobs/{digest}"));
+    set_digest(&mut reply, digest);
+    reply
+}
+
+/// An answer that says where a session stands.
+fn progress(status: StatusCode, name: &RepositoryName, id: &UploadId, length: u64) -> Reply {
+    let mut reply = empty(status);
+    for (header, value) in place(name, id, length) {
+        reply.headers_mut().insert(header, value);
+    }
+    reply
+}
+
+fn with_place(refused: ApiError, name: &RepositoryName, id: &UploadId, length: u64) -> ApiError {
+    place(name, id, length).into_iter().fold(refused, |refused, (header, value)| refused.with_header(header, value))
+}
+
+/// `Range` counts inclusively, so nothing at all reads like one byte; that is how registries have always put it,
+/// and clients that resume begin again at 0 when they read it.
+fn place(name: &RepositoryName, id: &UploadId, length: u64) -> [(HeaderName, HeaderValue); 3] {
+    let value = |text: String| HeaderValue::try_from(text).expect("names, ids and numbers are ASCII");
+    [
+        (LOCATION, value(format!("/v2/{name}/blobs/uploads/{id}"))),
+        (RANGE, value(format!("0-{}", length.saturating_sub(1)))),
+        (UPLOAD_UUID, value(id.to_string())),
+    ]
+}

@@ -1,0 +1,153 @@
+//! Requests that nobody means well with.
+
+use std::sync::{Arc, Mutex};
+
+use rimg_formats::digest::Digest;
+use rimg_registry::server::{Decision, Event};
+
+use crate::harness::Registry;
+
+#[test]
+fn the_base() {
+    let registry = Registry::start();
+    for target in ["/v2", "/v2/"] {
+        let answer = registry.get(target);
+        assert_eq!((answer.status, answer.header("docker-distribution-api-version")), (200, Some("registry/2.0")));
+        assert_eq!(registry.head(target).status, 200);
+    }
+}
+
+#[test]
+fn names_digests_and_paths() {
+    let registry = Registry::start();
+    let digest = Digest::sha256(b"x");
+    let long = "a/".repeat(200);
+    let cases = [
+        ("/".to_owned(), 404),
+        ("/v1/".to_owned(), 404),
+        ("/v3/a/tags/list".to_owned(), 404),
+        ("/v2/a".to_owned(), 404),
+        ("/v2//tags/list".to_owned(), 400),
+        ("/v2/../../etc/passwd".to_owned(), 404),
+        ("/v2/../a/tags/list".to_owned(), 400),
+        ("/v2/%2e%2e/%2e%2e/tags/list".to_owned(), 400),
+        ("/v2/a%2f..%2fb/tags/list".to_owned(), 400),
+        ("/v2/a\\b/tags/list".to_owned(), 400),
+        ("/v2/%00/tags/list".to_owned(), 400),
+        ("/v2/%ff%fe/tags/list".to_owned(), 404),
+        ("/v2/UPPER/tags/list".to_owned(), 400),
+        ("/v2/-a/tags/list".to_owned(), 400),
+        (format!("/v2/{long}a/tags/list"), 400),
+        (format!("/v2/a/blobs/{}", digest.to_string().to_uppercase()), 400),
+        ("/v2/a/blobs/sha256:..%2f..%2f..%2fetc%2fpasswd".to_owned(), 400),
+        ("/v2/a/blobs/sha256:".to_owned(), 400),
+        ("/v2/a/blobs/uploads/../../../metadata.db".to_owned(), 404),
+        ("/v2/a/blobs/uploads/..%2fmetadata.db".to_owned(), 400),
+        ("/v2/a/blobs/uploads/0".to_owned(), 404),
+        (format!("/v2/a/blobs/uploads/{}", "0".repeat(32)), 404),
+        ("/v2/a/tags/list?n=1&last=%".to_owned(), 400),
+        (format!("/v2/a/tags/list?last={}", "x".repeat(10_000)), 414),
+        (format!("/v2/{}/tags/list", "x".repeat(10_000)), 414),
+    ];
+    for (target, status) in cases {
+        let answer = registry.get(&target);
+        assert_eq!(answer.status, status, "{target}");
+        assert!(!answer.code().is_empty());
+    }
+}
+
+#[test]
+fn methods() {
+    let registry = Registry::start();
+    let digest = Digest::sha256(b"x");
+    let cases = [
+        ("POST", "/v2/".to_owned(), "GET, HEAD"),
+        ("DELETE", "/v2/_catalog".to_owned(), "GET, HEAD"),
+        ("PUT", "/v2/a/tags/list".to_owned(), "GET, HEAD"),
+        ("PUT", format!("/v2/a/blobs/{digest}"), "GET, HEAD, DELETE"),
+        ("POST", "/v2/a/manifests/v1".to_owned(), "GET, HEAD, PUT, DELETE"),
+        ("GET", "/v2/a/blobs/uploads/".to_owned(), "POST"),
+        ("POST", format!("/v2/a/blobs/uploads/{}", "0".repeat(32)), "GET, HEAD, PATCH, PUT, DELETE"),
+        ("DELETE", format!("/v2/a/referrers/{digest}"), "GET, HEAD"),
+        ("TRACE", "/v2/".to_owned(), "GET, HEAD"),
+        ("G", "/v2/".to_owned(), "GET, HEAD"),
+    ];
+    for (method, target, allowed) in cases {
+        let answer = registry.send(method, &target, &[], b"some body");
+        assert_eq!(answer.refusal(), (405, "UNSUPPORTED".to_owned()), "{method} {target}");
+        assert_eq!(answer.header("allow"), Some(allowed));
+    }
+}
+
+#[test]
+fn broken_http() {
+    let registry = Registry::start();
+    let many_headers = "X-Filler: y\r\n".repeat(300);
+    let cases = [
+        "nonsense\r\n\r\n".to_owned(),
+        "GET /v2/ HTTP/9.9\r\n\r\n".to_owned(),
+        "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n".to_owned(),
+        "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello".to_owned(),
+        format!("GET /v2/ HTTP/1.1\r\nHost: x\r\n{many_headers}\r\n"),
+        format!("GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "y".repeat(1 << 20)),
+    ];
+    for case in cases {
+        let status = registry.send_raw(case.as_bytes()).status;
+        assert!((400..500).contains(&status), "{status} for {:.60}", case);
+    }
+    assert_eq!(registry.get("/v2/").status, 200);
+}
+
+/// A refusal must reach a client that has not finished writing.
+#[test]
+fn a_refused_body_is_read_far_enough_to_deliver_the_refusal() {
+    let registry = Registry::start();
+    let body = vec![0; 3 << 20];
+    let cases = [
+        ("PUT", "/v2/UPPER/manifests/v1", 400),
+        ("PATCH", "/v2/a/blobs/uploads/unknown", 404),
+        ("PUT", "/v2/a/blobs/uploads/unknown", 400),
+        ("POST", "/v2/a/tags/list", 405),
+    ];
+    for (method, target, status) in cases {
+        assert_eq!(registry.send(method, target, &[], &body).status, status, "{method} {target}");
+    }
+}
+
+/// `Expect: 100-continue` spares a client the body of a request that is refused.
+#[test]
+fn expectations_are_answered_before_the_body() {
+    let registry = Registry::start();
+    let head = "PUT /v2/a/blobs/uploads/unknown?digest=sha256:bad HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000000\r\n\r\n";
+    let answer = registry.send_raw(head.as_bytes());
+    assert_eq!(answer.refusal(), (400, "DIGEST_INVALID".to_owned()));
+}
+
+#[test]
+fn rights_are_asked_before_anything_is_looked_up() {
+    let registry = Registry::start_with(|options| {
+        options.authorize = Arc::new(|request| match request.authorization {
+            Some(value) if value == "Basic good" => Decision::Allow,
+            _ => Decision::Authenticate { challenge: "Basic realm=\"rimg\"".to_owned() },
+        });
+    });
+    for target in ["/v2/", "/v2/_catalog", "/v2/a/tags/list", "/v2/a/manifests/v1"] {
+        let answer = registry.get(target);
+        assert_eq!(answer.refusal(), (401, "UNAUTHORIZED".to_owned()), "{target}");
+        assert_eq!(answer.header("www-authenticate"), Some("Basic realm=\"rimg\""));
+    }
+    assert_eq!(registry.send("GET", "/v2/", &[("Authorization", "Basic good")], b"").status, 200);
+}
+
+#[test]
+fn requests_are_told_to_the_observer() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let registry = Registry::start_with(move |options| {
+        options.observer = Some(Arc::new(move |event| log.lock().unwrap().push(event)));
+    });
+    registry.get("/v2/a/tags/list?n=1");
+    let seen = seen.lock().unwrap();
+    let Event::Request { method, target, status, .. } = &seen[0] else { panic!("{seen:?}") };
+    assert_eq!((method.as_str(), target.as_str(), *status), ("GET", "/v2/a/tags/list?n=1", 404));
+}
