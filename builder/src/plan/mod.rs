@@ -15,7 +15,6 @@ mod evaluate;
 mod expanded;
 mod globals;
 mod order;
-mod platform;
 mod ports;
 mod resolve;
 mod scope;
@@ -26,12 +25,12 @@ pub use expanded::{
     ExpandedSource, ExpandedTransfer, RunCommand,
 };
 pub use globals::{Globals, PROXY_ARGUMENTS};
-pub use platform::{Platform, PlatformError};
 pub use scope::{DEFAULT_PATH, ENVIRONMENT_BYTES_MAX, Evaluated, StageScope};
 
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::source::Span;
 use crate::syntax::{Buildfile, Instruction};
+use rimg_formats::platform::Platform;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the user asked for, apart from the file.

@@ -4,10 +4,11 @@
 use super::globals::Globals;
 use super::resolve::Names;
 use super::scope::{DEFAULT_PATH, StageScope};
-use super::{Base, CopySource, PlanOptions, Platform, Stage, Step};
+use super::{Base, CopySource, PlanOptions, Stage, Step};
 use crate::diagnostic::Diagnostic;
 use crate::source::Span;
 use crate::syntax::{Buildfile, From, Instruction, InstructionKind, Word, parse_trigger};
+use rimg_formats::platform::Platform;
 use std::collections::BTreeSet;
 
 /// All stages of a file and its global arguments.
@@ -161,7 +162,7 @@ impl Drafting<'_> {
         }
         let text = self.globals.expand(word, self.file.escape, "UndefinedArgInFrom", self.warnings);
         let platform = text.and_then(|text| {
-            Platform::parse(&text).map_err(|error| Diagnostic::error(word.span, error.to_string()))
+            text.parse::<Platform>().map_err(|error| Diagnostic::error(word.span, error.to_string()))
         });
         platform.map_err(|error| self.errors.push(error)).ok()
     }
