@@ -42,7 +42,7 @@ use crate::layer_step::LayerMaker;
 use crate::plan::{Base, CopySource, Graph, PlanOptions, Stage};
 use crate::source::Span;
 use crate::stat_cache::StatCache;
-use crate::syntax::{Buildfile, InstructionKind, parse};
+use crate::syntax::{Buildfile, Instruction, InstructionKind, MountText, parse};
 
 /// The repository of images that were built without a name.
 pub const UNTAGGED: &str = "untagged";
@@ -144,12 +144,10 @@ impl<'a> Builder<'a> {
 
     fn plan_options(&self) -> Result<PlanOptions, BuildError> {
         let options = &self.options;
-        let platform = crate::plan::Platform::parse(&options.platform.to_string());
-        let platform = platform.map_err(|error| Diagnostic::error_without_place(error.to_string()))?;
         Ok(PlanOptions {
             target: options.target.clone(),
             build_args: options.build_args.clone(),
-            target_platform: platform,
+            target_platform: options.platform.clone(),
             source_date_epoch: options.epoch_is_given.then(|| options.epoch.seconds().to_string()),
             named_contexts: options.named_contexts.clone(),
             ..PlanOptions::default()
@@ -178,6 +176,7 @@ impl<'a> Builder<'a> {
                 Err(error) => errors.push(error),
             }
         }
+        errors.sort_by_key(|error| error.span);
         if errors.is_empty() { Ok(()) } else { Err(errors.into()) }
     }
 
@@ -309,12 +308,23 @@ fn named_images(graph: &Graph, platform: &Platform) -> BTreeMap<(String, String)
         for step in &stage.steps {
             for source in step.mount_sources.iter().chain([&step.source]) {
                 if let CopySource::Image(name) = source {
-                    images.entry((name.clone(), platform.clone())).or_insert(step.instruction.span);
+                    let span = source_span(&step.instruction);
+                    images.entry((name.clone(), platform.clone())).or_insert(span);
                 }
             }
         }
     }
     images
+}
+
+/// The place that names what an instruction copies from.
+fn source_span(instruction: &Instruction) -> Span {
+    let from = match &instruction.kind {
+        InstructionKind::Copy(copy) => copy.from.as_ref(),
+        InstructionKind::Run(run) => run.mounts.iter().find_map(MountText::from),
+        _ => None,
+    };
+    from.map_or(instruction.span, |from| from.span)
 }
 
 /// The triggers that images used as bases bring.

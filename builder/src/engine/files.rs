@@ -32,7 +32,9 @@ pub(crate) fn copy(
     let tree = source_tree(run, &step.source, step.instruction.span)?;
     let parents = copy.parents.is_some_and(|parents| parents.on);
     let plan = plan_transfer(run, transfer, parents, |planner, source, several| {
-        for found in find_sources(&*tree, &source.text, parents)? {
+        let matches = find_sources(&*tree, &source.text, parents)?;
+        let several = several || matches.len() > 1;
+        for found in matches {
             planner.add(&*tree, found, several)?;
         }
         Ok(())
@@ -53,7 +55,9 @@ pub(crate) fn add(
     let unpack = add.unpack.is_none_or(|unpack| unpack.on);
     let maker = &run.build.maker;
     let plan = plan_transfer(run, transfer, false, |planner, source, several| {
-        for found in find_sources(&*tree, &source.text, false)? {
+        let matches = find_sources(&*tree, &source.text, false)?;
+        let several = several || matches.len() > 1;
+        for found in matches {
             match if unpack { add::archive(maker, &found)? } else { None } {
                 Some(archive) => planner.add_archive(&archive)?,
                 None => planner.add(&*tree, found, several)?,

@@ -1,6 +1,6 @@
 //! What build tests share: a workspace with a context and a store, and the outcome of a build as text.
 
-#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, missing_docs)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
