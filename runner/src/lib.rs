@@ -34,6 +34,7 @@ mod plan;
 mod rootfs;
 pub mod sandbox;
 mod seccomp;
+pub mod snapshots;
 pub mod spec;
 mod sys;
 mod tree;

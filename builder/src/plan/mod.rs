@@ -32,6 +32,7 @@ use crate::source::Span;
 use crate::syntax::{Buildfile, Instruction};
 use rimg_formats::platform::Platform;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What the user asked for, apart from the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,8 +144,8 @@ pub enum CopySource {
 /// One instruction of a stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The instruction, unexpanded.
-    pub instruction: Instruction,
+    /// The instruction, unexpanded; shared, because a trigger may stand in many stages.
+    pub instruction: Arc<Instruction>,
     /// Where COPY and ADD take their files from; the context for all others.
     pub source: CopySource,
     /// Where the mounts of RUN take theirs from, one for each of `Run::mounts`.

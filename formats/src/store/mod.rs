@@ -43,6 +43,8 @@ mod layer_index;
 pub mod lease;
 mod manifest_cache;
 mod metadata;
+#[cfg(test)]
+mod process_tests;
 pub mod prune;
 pub mod referrers;
 mod registration;

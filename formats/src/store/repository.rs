@@ -136,7 +136,11 @@ impl Store {
     }
 
     /// Names that have a right to a blob, at most `limit`.
-    pub fn repositories_with_blob(&self, digest: &Digest, limit: usize) -> Result<Vec<ImageName>, StoreError> {
+    pub fn repositories_with_blob(
+        &self,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Vec<ImageName>, StoreError> {
         self.metadata().read("list repositories", |connection| {
             let sql = "SELECT repository.name FROM repository_blob JOIN repository
                        ON repository.id = repository_blob.repository_id
@@ -201,9 +205,9 @@ impl Repository {
         self.store.blob_size(digest)
     }
 
-    /// Opens a blob that belongs to this repository.
+    /// Opens a blob that belongs to this repository, verified as by [`Store::verified_blob`].
     pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
-        if self.is_member(digest)? { self.store.blob(digest) } else { Ok(None) }
+        if self.is_member(digest)? { self.store.verified_blob(digest) } else { Ok(None) }
     }
 
     /// Gives this repository a blob that `source` has; `false` when `source` does not have it. The caller

@@ -7,7 +7,8 @@ use crate::harness::{OCI_INDEX, OCI_MANIFEST, Registry};
 
 fn artifact(registry: &Registry, subject: &Digest, artifact_type: Option<&str>, tag: &str) -> Digest {
     let config = registry.push("a", b"{}");
-    let artifact_type = artifact_type.map(|named| format!(r#""artifactType":"{named}","#)).unwrap_or_default();
+    let artifact_type =
+        artifact_type.map(|named| format!(r#""artifactType":"{named}","#)).unwrap_or_default();
     let raw = format!(
         r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}",{artifact_type}"config":{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"{config}","size":2}},"layers":[],"subject":{{"mediaType":"{OCI_MANIFEST}","digest":"{subject}","size":7}},"annotations":{{"tag":"{tag}"}}}}"#
     );
