@@ -30,7 +30,7 @@ pub use self::error::{BuildError, RunFailure};
 pub(crate) use self::files::step_error;
 pub use self::options::{BUILDFILE_NAMES, BuildOptions, InputError, Timestamps};
 use self::schedule::run_in_order;
-pub(crate) use self::sources::unreadable;
+pub(crate) use self::sources::{source_tree, unreadable};
 use self::stage::StageResult;
 pub(crate) use self::stage::StageRun;
 use crate::base::{BaseImageError, BaseImages};

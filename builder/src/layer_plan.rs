@@ -56,11 +56,6 @@ impl NewDirectory {
 }
 
 impl LayerPlan {
-    /// Whether nothing would be written.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// What is planned for `path`.
     pub(crate) fn get(&self, path: &LayerPath) -> Option<&PlannedEntry> {
         self.entries.get(path)
@@ -160,6 +155,27 @@ impl LayerPlan {
             }
         }
         entries
+    }
+}
+
+/// The tree below a base: empty.
+pub(crate) struct Nothing;
+
+impl SourceTree for Nothing {
+    fn lookup(&self, _path: &LayerPath) -> io::Result<Option<SourceNode>> {
+        Ok(None)
+    }
+
+    fn children(&self, _path: &LayerPath) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
+        Ok(Vec::new())
+    }
+
+    fn describe(&self) -> String {
+        "nothing".to_owned()
+    }
+
+    fn explain_missing(&self, _path: &LayerPath) -> Option<String> {
+        None
     }
 }
 

@@ -210,6 +210,13 @@ impl LayerMaker {
         Ok(digests)
     }
 
+    /// The digest of entries with their contents, as a bind mount's key wants it: without times.
+    pub(crate) fn content_digest(&self, entries: &[PlannedEntry]) -> Result<Digest, LayerStepError> {
+        let digests = self.digests(entries)?;
+        let entries = entries.iter().map(|planned| &planned.entry);
+        Ok(entries_digest(entries.zip(digests), self.options.mtime == MtimePolicy::Preserve))
+    }
+
     /// The digest of one file on disk.
     pub(crate) fn file_digest(&self, file: &DiskFile) -> io::Result<Digest> {
         let known = self.store.stat_cache_get(&[file.stamp]).map_err(io::Error::other)?;

@@ -27,6 +27,7 @@ mod copy;
 mod layer_plan;
 mod layer_step;
 mod layer_tree;
+mod materialise;
 mod metadata;
 mod run_step;
 mod source_tree;

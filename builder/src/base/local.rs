@@ -5,6 +5,8 @@
 //! true owners; an ordinary user's own files become root's, since such a user could not have made root's. Sockets are
 //! left out. Nothing is read again for an unchanged directory beyond its stats.
 
+use std::io;
+
 use rustix::process::{getegid, geteuid};
 
 use crate::add;
@@ -13,7 +15,7 @@ use crate::context::{DiskTree, Owners};
 use crate::diagnostic::Diagnostic;
 use crate::engine::{Build, BuildError, step_error, unreadable};
 use crate::events::{Event, StepId};
-use crate::layer_plan::{LayerPlan, PlanConflict};
+use crate::layer_plan::LayerPlan;
 use crate::layer_step::StepOutcome;
 use crate::source::Span;
 use crate::source_tree::{SourceTree, land};
@@ -23,7 +25,7 @@ use rimg_formats::layer::LayerPath;
 pub(crate) fn make(build: &Build<'_>, id: StepId, path: &str, span: Span) -> Result<StepOutcome, BuildError> {
     let place = build.local_path(path);
     let stat = std::fs::metadata(&place).map_err(|error| missing(span, path, &error))?;
-    let failed = |error: std::io::Error| unreadable(span, &place, &error);
+    let failed = |error: io::Error| unreadable(span, &place, &error);
     let plan = if stat.is_dir() {
         let tree = DiskTree::open(&place, path, owners()).map_err(failed)?;
         plan_all(&tree)
@@ -56,22 +58,21 @@ fn owners() -> Owners {
     Owners::Kept { invoker }
 }
 
-fn missing(span: Span, path: &str, error: &std::io::Error) -> BuildError {
+fn missing(span: Span, path: &str, error: &io::Error) -> BuildError {
     let diagnostic = Diagnostic::error(span, format!("failed to open `{path}`: {error}"));
     diagnostic.help("paths after FROM start at the context, or are absolute").into()
 }
 
 /// Everything in a tree, as one layer on nothing.
-fn plan_all(tree: &dyn SourceTree) -> Result<LayerPlan, PlanConflict> {
+fn plan_all(tree: &dyn SourceTree) -> io::Result<LayerPlan> {
     let mut plan = LayerPlan::default();
-    let nothing = Nothing;
     let root = tree.lookup(&LayerPath::root())?;
     // Every container runtime makes the root 0755, root's; only another one has to be said.
     if let Some(root) =
         root.filter(|root| root.mode != 0o755 || root.owner.is_some_and(|owner| owner != (0, 0)))
     {
         let owner = root.owner.unwrap_or((0, 0));
-        plan.put(&nothing, LayerPath::root(), root, owner)?;
+        plan.put_anew(LayerPath::root(), root, owner)?;
     }
     add_contents(tree, &LayerPath::root(), &mut plan)?;
     Ok(plan)
@@ -81,35 +82,14 @@ fn add_contents(
     tree: &dyn SourceTree,
     directory: &LayerPath,
     plan: &mut LayerPlan,
-) -> Result<(), PlanConflict> {
+) -> io::Result<()> {
     for (name, node) in tree.children(directory)? {
-        let path = directory.join(&name).map_err(std::io::Error::other)?;
+        let path = directory.join(&name).map_err(io::Error::other)?;
         let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
-        plan.put(&Nothing, path.clone(), node, owner)?;
+        plan.put_anew(path.clone(), node, owner)?;
         if is_directory {
             add_contents(tree, &path, plan)?;
         }
     }
     Ok(())
-}
-
-/// The tree below a base: empty.
-struct Nothing;
-
-impl SourceTree for Nothing {
-    fn lookup(&self, _path: &LayerPath) -> std::io::Result<Option<crate::source_tree::SourceNode>> {
-        Ok(None)
-    }
-
-    fn children(&self, _path: &LayerPath) -> std::io::Result<Vec<(Vec<u8>, crate::source_tree::SourceNode)>> {
-        Ok(Vec::new())
-    }
-
-    fn describe(&self) -> String {
-        "nothing".to_owned()
-    }
-
-    fn explain_missing(&self, _path: &LayerPath) -> Option<String> {
-        None
-    }
 }
