@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::str::FromStr;
 
-use rusqlite::params;
+use rusqlite::{Row, params};
 
 use super::error::StoreError;
 use super::ingest::Ingest;
@@ -148,7 +148,11 @@ impl Store {
 
     /// A suspended upload's record; its size lags behind while a writer is at work.
     pub fn upload(&self, id: &UploadId) -> Result<Option<UploadRecord>, StoreError> {
-        Ok(self.uploads()?.into_iter().find(|record| record.id == *id))
+        self.metadata().read("look up an upload", |connection| {
+            let sql = "SELECT id, repository, size, started_at, updated_at FROM upload WHERE id = ?1";
+            first(connection, sql, [id.to_string()], upload_record)
+                .map_err(StoreError::sql("look up an upload"))
+        })
     }
 
     /// How many suspended uploads a repository has.
@@ -165,17 +169,7 @@ impl Store {
         self.metadata().read("list uploads", |connection| {
             let sql =
                 "SELECT id, repository, size, started_at, updated_at FROM upload ORDER BY started_at, id";
-            rows(connection, sql, [], |row| {
-                let named: Option<String> = row.get(1)?;
-                Ok(UploadRecord {
-                    id: parsed(row, 0)?,
-                    repository: named.map(|_| parsed(row, 1)).transpose()?,
-                    size: from_sql(row.get(2)?),
-                    started_at: row.get(3)?,
-                    updated_at: row.get(4)?,
-                })
-            })
-            .map_err(StoreError::sql("list uploads"))
+            rows(connection, sql, [], upload_record).map_err(StoreError::sql("list uploads"))
         })
     }
 
@@ -250,6 +244,17 @@ impl Store {
             .map_err(StoreError::sql("look up an upload"))
         })
     }
+}
+
+fn upload_record(row: &Row<'_>) -> rusqlite::Result<UploadRecord> {
+    let named: Option<String> = row.get(1)?;
+    Ok(UploadRecord {
+        id: parsed(row, 0)?,
+        repository: named.map(|_| parsed(row, 1)).transpose()?,
+        size: from_sql(row.get(2)?),
+        started_at: row.get(3)?,
+        updated_at: row.get(4)?,
+    })
 }
 
 fn lock(file: &File, id: &UploadId) -> Result<(), StoreError> {
