@@ -150,7 +150,8 @@ impl RemoteRepository {
     pub fn open_blob(&self, blob: &Descriptor, offset: u64) -> Result<Box<dyn Read + Send>, ClientError> {
         let pieces =
             self.with_session(async |session| download::start(session, &self.name, blob, offset).await)?;
-        Ok(Box::new(PipeReader::new(pieces)))
+        let length = blob.size.saturating_sub(offset);
+        Ok(Box::new(PipeReader::new(pieces, length, self.client.clone())))
     }
 
     /// Whether the repository has `blob`; it is mounted from one of the sources if that is possible.
