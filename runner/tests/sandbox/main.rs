@@ -4,6 +4,7 @@
 //! user; a test that needs something the host lacks says `SKIPPED` and why.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod foreground;
 mod harness;
 mod hostile;
 mod life;
@@ -21,6 +22,9 @@ fn main() {
     if let Some(root) = std::env::var_os("RIMG_TEST_VICTIM") {
         life::victim(root.as_ref());
     }
-    let tests: Vec<harness::Test> = [life::TESTS, view::TESTS, hostile::TESTS].concat();
+    if let Some(root) = std::env::var_os("RIMG_TEST_FOREGROUND") {
+        foreground::caller(root.as_ref());
+    }
+    let tests: Vec<harness::Test> = [life::TESTS, view::TESTS, hostile::TESTS, foreground::TESTS].concat();
     harness::run(&tests);
 }
