@@ -86,6 +86,11 @@ impl Applier<'_> {
             _ => {}
         }
         self.clear(&entry.path, &directory, name, existing)?;
+        if let Some((kind, major, minor)) = device_of(&entry.kind)
+            && !self.device(&directory, name, kind, major, minor)?
+        {
+            return Ok(());
+        }
         match &entry.kind {
             EntryKind::Regular { .. } => {
                 let mut file = directory.create_file(name, 0o600)?;
@@ -94,16 +99,6 @@ impl Applier<'_> {
             }
             EntryKind::Symlink { target } => directory.symlink(name, target)?,
             EntryKind::Fifo => directory.make_node(name, FileType::Fifo, 0o600, 0, 0)?,
-            EntryKind::CharDevice { major, minor } => {
-                if !self.device(&directory, name, FileType::CharacterDevice, *major, *minor)? {
-                    return Ok(());
-                }
-            }
-            EntryKind::BlockDevice { major, minor } => {
-                if !self.device(&directory, name, FileType::BlockDevice, *major, *minor)? {
-                    return Ok(());
-                }
-            }
             _ => {}
         }
         self.attributes(entry, &directory, name)
@@ -341,6 +336,14 @@ fn kind_of(directory: &Directory, name: &[u8]) -> io::Result<Option<FileType>> {
         Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+fn device_of(kind: &EntryKind) -> Option<(FileType, u32, u32)> {
+    match kind {
+        EntryKind::CharDevice { major, minor } => Some((FileType::CharacterDevice, *major, *minor)),
+        EntryKind::BlockDevice { major, minor } => Some((FileType::BlockDevice, *major, *minor)),
+        _ => None,
     }
 }
 
