@@ -22,9 +22,7 @@ use crate::init::{EXIT_SETUP, MARKER};
 use crate::limits::{Cgroup, LimitsError};
 use crate::message::{self, Message, SetupFailure, Stub};
 use crate::plan::{Plan, Prepared};
-use crate::spec::{
-    EtcFile, IdMapping, Mount, MountKind, Network, RootFs, SandboxSpec, Stdio, StdioEnd, Upper,
-};
+use crate::spec::{EtcFile, Mount, MountKind, Network, RootFs, SandboxSpec, Stdio, StdioEnd, Upper};
 use crate::sys::{self, CloneExec, MountChange, clone};
 use crate::userns;
 
@@ -41,14 +39,6 @@ pub enum SandboxError {
     #[error("open {path}: {source}", path = path.display())]
     Open {
         /// The path.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// The file system cannot map ids: use [`IdMapping::Same`].
-    #[error("map ids of {path}: {source}", path = path.display())]
-    IdMap {
-        /// The directory.
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,
@@ -199,20 +189,13 @@ pub struct Running {
 
 impl Running {
     fn bring_up(&mut self, pid: i32, spec: &SandboxSpec) -> Result<(), SandboxError> {
-        userns::write_maps(pid, spec.ids).map_err(kernel("write the sandbox's id maps"))?;
+        userns::write_maps(pid).map_err(kernel("write the sandbox's id maps"))?;
         if let Some(cgroup) = &self.cgroup {
             cgroup.join(pid)?;
         }
         let gone = kernel("talk to the sandbox's init");
         message::send_bytes(self.control.as_fd(), &[1], None).map_err(gone)?;
-        let namespace = match spec.ids {
-            IdMapping::Same => None,
-            IdMapping::Shifted { .. } => {
-                let path = PathBuf::from(format!("/proc/{pid}/ns/user"));
-                Some(File::open(&path).map_err(|source| SandboxError::Open { path, source })?)
-            }
-        };
-        let root = crate::rootfs::mount(&spec.rootfs, namespace.as_ref().map(AsFd::as_fd))?;
+        let root = crate::rootfs::mount(&spec.rootfs)?;
         // Should init be gone already, its last words say more than a broken pipe.
         let sent = message::send_bytes(self.control.as_fd(), &[2], Some(root.as_fd()));
         drop(root);

@@ -47,8 +47,6 @@ pub struct SandboxSpec {
     pub tty: Option<WindowSize>,
     /// Size of `/dev/shm` in bytes.
     pub shm_size_bytes: u64,
-    /// How ids inside relate to ids outside.
-    pub ids: IdMapping,
 }
 
 impl SandboxSpec {
@@ -72,7 +70,6 @@ impl SandboxSpec {
             no_new_privileges: true,
             tty: None,
             shm_size_bytes: 64 << 20,
-            ids: IdMapping::default(),
         }
     }
 }
@@ -174,22 +171,6 @@ pub struct WindowSize {
     pub rows: u16,
     /// Characters in a line.
     pub columns: u16,
-}
-
-/// How ids inside a sandbox relate to ids outside. A user namespace is always made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum IdMapping {
-    /// The same numbers inside and outside (outside: as the caller's own user namespace sees them).
-    #[default]
-    Same,
-    /// Ids 0..count inside are `first`.. outside, while the files on disk keep the inner ids, through id-mapped
-    /// mounts. Only for the host's root, and only where the file systems support it.
-    Shifted {
-        /// The outer id of root inside.
-        first: u32,
-        /// How many ids there are.
-        count: u32,
-    },
 }
 
 /// One of a payload's three standard descriptors.

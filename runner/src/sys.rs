@@ -227,7 +227,7 @@ pub(crate) fn close_on_exec_from_3() -> io::Result<()> {
 
 /// Changes of a mount's attributes.
 #[derive(Default, Clone, Copy)]
-pub(crate) struct MountChange<'a> {
+pub(crate) struct MountChange {
     /// Make it read-only.
     pub(crate) read_only: bool,
     /// Forbid device nodes.
@@ -236,12 +236,10 @@ pub(crate) struct MountChange<'a> {
     pub(crate) private: bool,
     /// Apply to the mounts below as well.
     pub(crate) recursive: bool,
-    /// Map ids through this user namespace.
-    pub(crate) id_map: Option<BorrowedFd<'a>>,
 }
 
 /// `mount_setattr(2)` on the mount that `mount` refers to.
-pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountChange<'_>) -> io::Result<()> {
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountChange) -> io::Result<()> {
     let mut attr = MountAttr::default();
     if change.read_only {
         attr.attr_set |= libc::MOUNT_ATTR_RDONLY;
@@ -251,10 +249,6 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountChange<'_>) -> i
     }
     if change.private {
         attr.propagation = libc::MS_PRIVATE;
-    }
-    if let Some(namespace) = change.id_map {
-        attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
-        attr.userns_fd = namespace.as_raw_fd() as u64;
     }
     let recursive = if change.recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: `attr` is a valid mount_attr of the size given, the path is a constant, and the descriptors are

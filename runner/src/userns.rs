@@ -11,7 +11,6 @@ use std::process::Command;
 
 use nix::sched::CloneFlags;
 
-use crate::spec::IdMapping;
 use crate::sys;
 
 /// Host files are read up to this size; LDAP exports of subuid reach a few MiB at most.
@@ -227,13 +226,10 @@ fn decimal(field: &[u8]) -> Option<u32> {
     std::str::from_utf8(field).ok().filter(|_| digits)?.parse().ok()
 }
 
-/// Writes the id maps of a sandbox's init.
-pub(crate) fn write_maps(pid: i32, ids: IdMapping) -> io::Result<()> {
+/// Writes the id maps of a sandbox's init: the same numbers inside as in our own namespace.
+pub(crate) fn write_maps(pid: i32) -> io::Result<()> {
     for kind in ["uid_map", "gid_map"] {
-        let map = match ids {
-            IdMapping::Same => same_map(&fs::read_to_string(format!("/proc/self/{kind}"))?),
-            IdMapping::Shifted { first, count } => format!("0 {first} {count}\n"),
-        };
+        let map = same_map(&fs::read_to_string(format!("/proc/self/{kind}"))?);
         // One write: the kernel takes a map only whole.
         let path = Path::new("/proc").join(pid.to_string()).join(kind);
         fs::OpenOptions::new().write(true).open(path)?.write_all(map.as_bytes())?;
