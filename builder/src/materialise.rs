@@ -83,13 +83,18 @@ fn apply(parent: &Directory, name: &[u8], entry: &Entry, times: MtimePolicy) -> 
     let id = |id: u64| u32::try_from(id).map_err(io::Error::other);
     match parent.set_owner(name, id(entry.uid)?, id(entry.gid)?) {
         // Ordinary users cannot give files away; ids outside of a user namespace's map are invalid in it.
-        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {}
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {}
         other => other?,
     }
     if !matches!(entry.kind, EntryKind::Symlink { .. }) {
         for (key, value) in &entry.xattrs {
             match parent.set_xattr(name, key, value) {
-                Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
+                    ) => {}
                 other => other?,
             }
         }

@@ -236,7 +236,8 @@ fn run_process(
             last_lines: Vec::new(),
         }))
     };
-    let mut running = Sandbox::new(spec).and_then(|sandbox| sandbox.spawn(Stdio::output_piped())).map_err(failed)?;
+    let mut running =
+        Sandbox::new(spec).and_then(|sandbox| sandbox.spawn(Stdio::output_piped())).map_err(failed)?;
     let last_lines = output::follow(build, id, &mut running);
     let status = running.wait().map_err(failed)?;
     build.check_stopped()?;
@@ -249,7 +250,9 @@ fn run_process(
 fn failure(status: &ExitStatus, process: &[String], last_lines: Vec<String>, span: Span) -> RunFailure {
     let shown = process.join(" ");
     let message = match (&status.exec_error, status.signal) {
-        (Some(error), _) => format!("failed to run `{}`: {error}", process.first().map_or("", String::as_str)),
+        (Some(error), _) => {
+            format!("failed to run `{}`: {error}", process.first().map_or("", String::as_str))
+        }
         (None, Some(signal)) => format!("`{shown}` was ended by signal {signal}"),
         (None, None) => format!("`{shown}` failed with exit code {}", status.code),
     };
