@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::descriptor::Descriptor;
@@ -143,6 +143,9 @@ pub trait ImageSource: Sync {
     }
 }
 
+/// Opens a blob's content at an offset, as often as a sink needs it.
+pub type OpenAt<'a> = dyn Fn(u64) -> Result<Box<dyn Read + Send + 'a>, TransferError> + 'a;
+
 /// Where images go.
 pub trait ImageSink: Sync {
     /// Whether the blob is there already (or could be put there without its bytes, by a mount).
@@ -150,6 +153,11 @@ pub trait ImageSink: Sync {
 
     /// Takes a blob, and verifies its size and digest.
     fn write(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), TransferError>;
+
+    /// As [`ImageSink::write`], for sinks that can go on in the middle after a broken connection.
+    fn write_from(&self, blob: &Descriptor, open: &OpenAt<'_>) -> Result<(), TransferError> {
+        self.write(blob, &mut *open(0)?)
+    }
 
     /// Takes a manifest, whose blobs and variants it has been given before.
     fn put_manifest(&self, descriptor: &Descriptor, raw: &[u8]) -> Result<(), TransferError>;
@@ -448,9 +456,12 @@ fn copy_blob(
         return Ok(());
     }
     options.tell(Event::BlobStarted { digest, size: blob.size });
-    let first = source.open(blob, 0)?;
-    let mut content = Resuming { source, blob, options, failed, inner: Some(first), offset: 0, attempts: 0 };
-    sink.write(blob, &mut content)?;
+    let told_bytes = AtomicU64::new(0);
+    let open = |offset| -> Result<Box<dyn Read + Send + '_>, TransferError> {
+        let (inner, told_bytes) = (Some(source.open(blob, offset)?), &told_bytes);
+        Ok(Box::new(Resuming { source, blob, options, failed, inner, offset, attempts: 0, told_bytes }))
+    };
+    sink.write_from(blob, &open)?;
     options.tell(Event::BlobDone { digest });
     Ok(())
 }
@@ -464,9 +475,20 @@ struct Resuming<'a> {
     inner: Option<Box<dyn Read + Send + 'a>>,
     offset: u64,
     attempts: u32,
+    /// How far progress was told: what is read again is no progress.
+    told_bytes: &'a AtomicU64,
 }
 
 impl Resuming<'_> {
+    fn advance(&mut self, count: usize) {
+        self.offset += count as u64;
+        self.attempts = 0;
+        let told = self.told_bytes.fetch_max(self.offset, Ordering::Relaxed);
+        if self.offset > told {
+            self.options.tell(Event::BlobAdvanced { digest: self.blob.digest, bytes: self.offset - told });
+        }
+    }
+
     /// Waits and opens the source again; the given error when that has been tried often enough.
     fn reopen(&mut self, error: io::Error) -> io::Result<()> {
         // A second copy of wrong bytes would be wrong too.
@@ -499,11 +521,8 @@ impl Read for Resuming<'_> {
                     self.reopen(io::Error::new(io::ErrorKind::UnexpectedEof, message))?;
                 }
                 Ok(count) => {
-                    self.offset += count as u64;
                     if count > 0 {
-                        self.attempts = 0;
-                        self.options
-                            .tell(Event::BlobAdvanced { digest: self.blob.digest, bytes: count as u64 });
+                        self.advance(count);
                     }
                     return Ok(count);
                 }
