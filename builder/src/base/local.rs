@@ -78,11 +78,7 @@ fn plan_all(tree: &dyn SourceTree) -> io::Result<LayerPlan> {
     Ok(plan)
 }
 
-fn add_contents(
-    tree: &dyn SourceTree,
-    directory: &LayerPath,
-    plan: &mut LayerPlan,
-) -> io::Result<()> {
+fn add_contents(tree: &dyn SourceTree, directory: &LayerPath, plan: &mut LayerPlan) -> io::Result<()> {
     for (name, node) in tree.children(directory)? {
         let path = directory.join(&name).map_err(io::Error::other)?;
         let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
