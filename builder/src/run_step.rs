@@ -53,7 +53,9 @@ pub(crate) fn run(
     let key = inputs.key();
     let maker = &stage.build.maker;
     let outcome = match maker.cache.look_up(slot, &inputs)? {
-        Lookup::Hit(layer) => StepOutcome { key, cached: true, layer, entries: None },
+        Lookup::Hit(layer) => {
+            StepOutcome { key, cached: true, layer: layer.map(|layer| *layer), entries: None }
+        }
         Lookup::Miss(miss, _) => {
             (stage.build.events)(Event::StepMissed { id, miss });
             let outcome = execute(stage, instruction, mounts, id, span)?;
