@@ -44,7 +44,7 @@ pub struct Limits {
     pub max_ratio: u64,
     /// Uncompressed bytes that are free of `max_ratio`: small blobs of zeros compress a thousandfold honestly.
     pub ratio_free: u64,
-    /// Entries. Each costs about 200 bytes of memory in an index.
+    /// Entries. Each costs about 300 bytes of memory while a layer is indexed.
     pub max_entries: u64,
     /// Length of one file, holes included: they cost nothing on disk, but reading them takes time.
     pub max_file: u64,
@@ -58,7 +58,7 @@ impl Default for Limits {
             max_uncompressed: 256 << 30,
             max_ratio: 500,
             ratio_free: 2 << 30,
-            max_entries: 4_000_000,
+            max_entries: 2_000_000,
             max_file: 16 << 40,
             max_metadata: 512 << 20,
         }

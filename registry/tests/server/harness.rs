@@ -219,8 +219,6 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-    /// The connection ended before the announced length.
-    pub(crate) is_cut: bool,
 }
 
 impl Answer {
@@ -280,6 +278,6 @@ pub(crate) fn read_answer(stream: &mut TcpStream, method: &str) -> Answer {
             Ok(count) => body.extend_from_slice(&block[..count]),
         }
     }
-    let is_cut = body.len() < length;
-    Answer { status, headers, body, is_cut }
+    assert_eq!(body.len(), length, "the answer was cut off");
+    Answer { status, headers, body }
 }

@@ -35,7 +35,7 @@ fn of_a_subject_that_is_there_or_not() {
         assert!(listed(&registry, &target).is_empty());
         let signature = artifact(&registry, &subject, Some("application/vnd.x+json"), &subject.hex()[..8]);
         let plain = artifact(&registry, &subject, None, &subject.hex()[..9]);
-        let mut expected = vec![signature, plain];
+        let mut expected = [signature, plain];
         expected.sort();
         let all = listed(&registry, &target);
         let digests: Vec<&str> = all.iter().map(|entry| entry["digest"].as_str().unwrap()).collect();

@@ -95,7 +95,8 @@ struct Unfinished<'s> {
 }
 
 impl Snapshots {
-    /// Opens the folder `path`, making it if there is none.
+    /// Opens the folder `path`, making it if there is none. As long as the result lives, nobody sweeps trees away that
+    /// a container may stand on.
     ///
     /// # Errors
     /// When it cannot be made or opened.
@@ -104,6 +105,7 @@ impl Snapshots {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| at("open", path)(errno.into()))?;
+        rustix::fs::flock(&folder, FlockOperation::LockShared).map_err(|errno| at("lock", path)(errno.into()))?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Ok(Snapshots { path: path.to_owned(), folder: Directory::from_fd(folder), owners, boot_id })
     }
@@ -178,12 +180,19 @@ impl Snapshots {
         }
     }
 
-    /// Removes trees of layers that `wanted` does not name, and what dead makers left. Returns how many. The caller
-    /// knows that no container uses them.
+    /// Removes trees of layers that `wanted` does not name, and what dead makers left. Returns how many; `None`, and
+    /// nothing is removed, while containers or builds use the snapshots.
     ///
     /// # Errors
     /// When something cannot be removed.
-    pub fn sweep(&self, wanted: impl Fn(&str) -> bool, dry_run: bool) -> Result<u64, SnapshotError> {
+    pub fn sweep(&self, wanted: impl Fn(&str) -> bool, dry_run: bool) -> Result<Option<u64>, SnapshotError> {
+        let alone = rustix::fs::flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let swept = if alone { self.remove_unwanted(wanted, dry_run).map(Some) } else { Ok(None) };
+        rustix::fs::flock(&self.folder, FlockOperation::LockShared).map_err(|errno| at("lock", &self.path)(errno.into()))?;
+        swept
+    }
+
+    fn remove_unwanted(&self, wanted: impl Fn(&str) -> bool, dry_run: bool) -> Result<u64, SnapshotError> {
         let mut removed = 0;
         for name in self.folder.names().map_err(at("list", &self.path))? {
             let Ok(name) = String::from_utf8(name) else { continue };
@@ -207,7 +216,7 @@ impl Snapshots {
     /// # Errors
     /// When one cannot be removed.
     pub fn sweep_unfinished(&self) -> Result<u64, SnapshotError> {
-        self.sweep(|_| true, false)
+        self.remove_unwanted(|_| true, false)
     }
 
     fn name(&self, layer: &DiffId) -> String {

@@ -283,3 +283,17 @@ fn copying_up_is_no_change() {
     fs::set_permissions(upper.join("d/f"), fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(shown(&Changes::read(&upper, &[lower], &[]).unwrap()), ["d dir", "d/f file 7"]);
 }
+
+#[test]
+fn nobody_sweeps_below_a_container() {
+    let place = place();
+    place.prepare("a", tar(&[member("file", b'0', b"x", "")])).unwrap();
+    let other = Snapshots::open(&place.folder.path().join("snapshots"), owners()).unwrap();
+    assert_eq!(place.snapshots.sweep(|_| false, false).unwrap(), None);
+    assert_eq!(place.names().len(), 1);
+    drop(other);
+    assert_eq!(place.snapshots.sweep(|_| false, true).unwrap(), Some(1));
+    assert_eq!(place.names().len(), 1, "a dry run removes nothing");
+    assert_eq!(place.snapshots.sweep(|_| false, false).unwrap(), Some(1));
+    assert_eq!(place.names().len(), 0);
+}
