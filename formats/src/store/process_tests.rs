@@ -175,7 +175,7 @@ fn collect_all(store: &Store) {
 }
 
 fn work_under_collection(root: &Path, names: &[&str]) {
-    const ROUNDS: u32 = 24;
+    const ROUNDS: u32 = 16;
     let (store, done) = (Store::open(root).unwrap(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let writers: Vec<_> =
