@@ -8,6 +8,7 @@
 //! | a repository's right to a blob | a manifest of the repository names it, or its lease runs |
 //! | blob | a repository has a right to it, it is a kept manifest, a cache entry needs it, or a lease runs |
 //! | cache entry | it was used within the time, and fits into the size, that the policy gives |
+//! | damaged blob in quarantine | a week |
 //! | upload | a living process writes to it, or it was suspended less than a day ago |
 //!
 //! # Why nothing in use is lost
@@ -42,6 +43,10 @@ use crate::reference::{ImageName, Tag};
 const BATCH: usize = 128;
 /// How long a suspended upload is kept: a client that was cut off overnight may still go on.
 pub const UPLOAD_SECONDS_MAX: i64 = 24 * 3600;
+/// How long a damaged blob is kept in quarantine: long enough to find out what the disk did.
+const QUARANTINE_SECONDS_MAX: i64 = 7 * 24 * 3600;
+/// How long the digest of a context file is remembered: forgetting it costs one hash.
+const STAT_CACHE_SECONDS_MAX: i64 = 30 * 24 * 3600;
 /// Rounds of removing manifests that only removed ones needed. Indexes are not nested deeper than this.
 const MANIFEST_ROUNDS_MAX: usize = 16;
 
@@ -163,10 +168,8 @@ impl Store {
         } else {
             self.collect(options, &Access::Real(self), &mut report)?;
             self.remove_orphans(&mut report)?;
-            self.metadata().write(Durability::Soft, "forget leases", |transaction| {
-                run(transaction, "DELETE FROM lease WHERE expires_at < ?1", [now()])
-                    .map_err(StoreError::sql("forget leases"))
-            })?;
+            self.forget_the_old()?;
+            report.bytes += self.empty_quarantine()?;
         }
         let (uploads, bytes) = self.sweep_uploads(now() - UPLOAD_SECONDS_MAX, options.dry_run)?;
         report.uploads += uploads;
@@ -277,6 +280,31 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Rows that are only about the past: leases that have ended, files not looked at for a month.
+    fn forget_the_old(&self) -> Result<(), StoreError> {
+        self.metadata().write(Durability::Soft, "forget leases", |transaction| {
+            let failed = || StoreError::sql("forget leases");
+            run(transaction, "DELETE FROM lease WHERE expires_at < ?1", [now()]).map_err(failed())?;
+            let oldest = now() - STAT_CACHE_SECONDS_MAX;
+            run(transaction, "DELETE FROM stat_cache WHERE used_at < ?1", [oldest]).map_err(failed())?;
+            Ok(())
+        })
+    }
+
+    /// Removes damaged blobs that nobody came to look at; how many bytes.
+    fn empty_quarantine(&self) -> Result<u64, StoreError> {
+        let (directory, mut bytes) = (self.quarantine_dir(), 0);
+        for entry in fs::read_dir(&directory).map_err(StoreError::at("list", &directory))? {
+            let path = entry.map_err(StoreError::at("list", &directory))?.path();
+            let Ok(stat) = fs::symlink_metadata(&path) else { continue };
+            if stat.ctime() < now() - QUARANTINE_SECONDS_MAX {
+                ignore_missing(fs::remove_file(&path)).map_err(StoreError::at("remove", &path))?;
+                bytes += stat.len();
+            }
+        }
+        Ok(bytes)
     }
 
     /// Digests of old files in `blobs/` without a row.
