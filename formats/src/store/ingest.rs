@@ -324,6 +324,9 @@ impl Drop for Ingest {
         if !self.released {
             // A leftover is swept later; there is nobody to tell.
             let _ = fs::remove_file(&self.path);
+            if self.resumed {
+                let _ = self.store.forget_upload(&self.id);
+            }
         }
     }
 }

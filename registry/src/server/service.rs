@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION,
+    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, WARNING,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use rimg_formats::digest::Digest;
@@ -15,10 +15,10 @@ use super::access::{self, Caller};
 use super::body::Body;
 use super::error::{ApiError, Code};
 use super::event::Event;
-use super::limits::TARGET_BYTES_MAX;
+use super::limits::{TARGET_BYTES_MAX, WARNING_BYTES_MAX};
 use super::query::Query;
 use super::route::Route;
-use super::{State, blobs, listings, manifests, receive, referrers, uploads};
+use super::{ServerError, State, blobs, listings, manifests, receive, referrers, uploads};
 
 /// An answer.
 pub(super) type Reply = Response<Body>;
@@ -60,7 +60,7 @@ pub(super) async fn respond(state: Arc<State>, peer: SocketAddr, request: Reques
         Ok(reply) => (reply, None),
         Err(error) => refuse(error),
     };
-    let reply = dress(reply);
+    let reply = dress(&state, reply);
     if let Some(observed) = observed {
         state.notify(|| observed.event(reply.status(), started.elapsed(), cause));
     }
@@ -133,17 +133,34 @@ fn refuse(error: ApiError) -> (Reply, Option<String>) {
 }
 
 /// Adds what every answer carries. Blobs are strangers' bytes: no browser is to guess what they are.
-fn dress(mut reply: Reply) -> Reply {
+fn dress(state: &State, mut reply: Reply) -> Reply {
     let length = hyper::body::Body::size_hint(reply.body()).exact();
     let headers = reply.headers_mut();
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     headers.insert(NOSNIFF, HeaderValue::from_static("nosniff"));
+    for warning in &state.warnings {
+        headers.append(WARNING, warning.clone());
+    }
     if let Some(length) = length
         && !headers.contains_key(CONTENT_LENGTH)
     {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     reply
+}
+
+/// Words warnings as headers: `299 - "text"` (distribution-spec, *Warnings*).
+pub(super) fn warnings(texts: &[String]) -> Result<Vec<HeaderValue>, ServerError> {
+    let mut bytes = 0;
+    let word = |text: &String| {
+        let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+        let value = format!("299 - \"{quoted}\"");
+        bytes += value.len();
+        let fits = bytes <= WARNING_BYTES_MAX && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        let value = HeaderValue::try_from(value).ok().filter(|_| fits);
+        value.ok_or_else(|| ServerError::Warning(text.clone()))
+    };
+    texts.iter().map(word).collect()
 }
 
 /// An empty answer.
