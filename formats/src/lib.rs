@@ -25,6 +25,6 @@ pub mod manifest;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
-pub mod store;
 pub mod root_dir;
+pub mod store;
 pub mod transfer;

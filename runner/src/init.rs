@@ -61,6 +61,7 @@ pub(crate) fn main_if_requested() {
 fn adopt(plan_fd: i32) -> std::io::Result<(Plan, OwnedFd)> {
     // Undumpable: no process inside may trace init or open its files through /proc, whatever its ids.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::thread::set_name(c"rimg-init")?;
     sys::close_on_exec_from_3()?;
     let mut bytes = Vec::new();
     std::fs::File::from(sys::inherited_fd(plan_fd)?).read_to_end(&mut bytes)?;

@@ -25,6 +25,9 @@
 #![deny(unsafe_code)]
 
 pub mod capabilities;
+pub mod containers;
+pub mod doctor;
+pub mod foreground;
 mod init;
 mod kernel_fs;
 pub mod limits;
@@ -34,12 +37,15 @@ mod plan;
 mod rootfs;
 pub mod sandbox;
 mod seccomp;
+pub mod snapshots;
 pub mod spec;
 mod sys;
+pub mod terminal;
 mod tree;
 pub mod user;
 pub mod userns;
 
+pub use foreground::run_foreground;
 pub use message::SetupFailure;
 pub use sandbox::{ExitStatus, Running, Sandbox, SandboxError};
 pub use spec::SandboxSpec;

@@ -16,7 +16,7 @@ pub(crate) struct Hierarchies {
 }
 
 /// Controllers that limits need.
-pub(crate) const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
 impl Hierarchies {
     /// Reads them. What cannot be read is not there.
@@ -79,8 +79,12 @@ impl Hierarchies {
         !self.v1.is_empty()
     }
 
-    /// Whether a limit by `controller` can be applied, as far as permissions tell.
-    pub(crate) fn usable(&self, controller: &str) -> bool {
+    /// The controllers limits can be applied with, as far as permissions tell.
+    pub(crate) fn usable_controllers(&self) -> Vec<&'static str> {
+        CONTROLLERS.into_iter().filter(|controller| self.usable(controller)).collect()
+    }
+
+    fn usable(&self, controller: &str) -> bool {
         match self.v1(controller) {
             Some((_, ours)) => writable(&ours),
             None => self.unified_base(controller).is_some(),

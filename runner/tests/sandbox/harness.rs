@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use rimg_runner::spec::{RootFs, Stdio, Upper};
+use rimg_runner::userns::Mapping;
 use rimg_runner::{ExitStatus, Sandbox, SandboxError, SandboxSpec};
 
 pub(crate) type Test = (&'static str, fn());
@@ -30,6 +31,18 @@ pub(crate) fn run(tests: &[Test]) -> ! {
     }
     eprintln!("{count} run, {} failed {failed:?}", failed.len());
     std::process::exit(i32::from(!failed.is_empty()));
+}
+
+/// How this process's ids are mapped; set once by `main`.
+pub(crate) static MAPPING: std::sync::OnceLock<Mapping> = std::sync::OnceLock::new();
+
+pub(crate) fn mapping() -> Mapping {
+    *MAPPING.get().unwrap()
+}
+
+/// Says loudly that something could not be tested here.
+pub(crate) fn skipped(what: &str, why: &str) {
+    eprintln!("SKIPPED {what}: {why}");
 }
 
 /// A root of one busybox layer with an upper directory; removed when dropped.
