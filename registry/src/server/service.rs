@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, WARNING,
+    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, ORIGIN,
+    WARNING,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use rimg_formats::digest::Digest;
@@ -91,6 +92,10 @@ fn check(
     if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_BYTES_MAX) {
         return Err(ApiError::new(StatusCode::URI_TOO_LONG, Code::NameInvalid, "the URL is too long"));
     }
+    if is_cross_site(&parts.method, &parts.headers) {
+        let message = "a page of another site may not change anything here";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, Code::Denied, message));
+    }
     let route = Route::parse(parts.uri.path())?;
     let caller = Caller::new(&state.options.authorize, &parts.headers, peer);
     caller.require(access::action(&route, &parts.method), route.repository())?;
@@ -100,6 +105,17 @@ fn check(
             .with_header(ALLOW, HeaderValue::from_static(route.methods())));
     }
     Ok((route, Query::parse(parts.uri.query())?, caller))
+}
+
+/// Whether a browser sends this on behalf of somebody else's page. Without it, any page that the user of a
+/// registry on a loopback address looks at could fill the disk: a plain POST needs nobody's permission. Only
+/// browsers send `Origin`.
+fn is_cross_site(method: &Method, headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(ORIGIN) else { return false };
+    let host = headers.get(HOST).map(HeaderValue::as_bytes);
+    let site = origin.as_bytes().splitn(2, |byte| *byte == b':').nth(1);
+    let own = site.and_then(|site| site.strip_prefix(b"//")).is_some_and(|site| Some(site) == host);
+    !own && *method != Method::GET && *method != Method::HEAD
 }
 
 async fn dispatch(state: &Arc<State>, route: Route, call: Call) -> Result<Reply, ApiError> {

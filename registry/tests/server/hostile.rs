@@ -187,3 +187,13 @@ fn warnings_are_on_every_answer() {
         assert_eq!(registry.get(target).header("warning"), Some("299 - \"closes \\\"soon\\\"\""));
     }
 }
+
+#[test]
+fn pages_of_other_sites_change_nothing() {
+    let registry = Registry::start();
+    for (origin, status) in [("http://evil.example", 403), ("null", 403), ("http://registry", 202)] {
+        let answer = registry.send("POST", "/v2/a/blobs/uploads/", &[("Origin", origin)], b"");
+        assert_eq!(answer.status, status, "{origin}");
+    }
+    assert_eq!(registry.send("GET", "/v2/", &[("Origin", "http://evil.example")], b"").status, 200);
+}
