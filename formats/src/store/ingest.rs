@@ -338,6 +338,9 @@ impl Drop for Ingest {
         } else {
             // A leftover is swept later; there is nobody to tell.
             let _ = fs::remove_file(&self.path);
+            if self.resumed {
+                let _ = self.store.forget_upload(&self.id);
+            }
         }
     }
 }
