@@ -13,8 +13,8 @@ import os
 import pathlib
 import random
 import re
-import resource
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -578,5 +578,7 @@ def main():
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Ended from outside, it still clears up behind itself.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
     main()
