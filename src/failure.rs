@@ -57,6 +57,11 @@ impl Failure {
         self
     }
 
+    /// The message, for those who tell it in their own way.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The same failure with one more thing to try.
     pub(crate) fn hint(mut self, hint: impl Display) -> Failure {
         self.hints.push(hint.to_string());

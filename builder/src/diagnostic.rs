@@ -49,7 +49,7 @@ impl Diagnostic {
         Diagnostic {
             severity: Severity::Error,
             code: None,
-            message: message.into(),
+            message: shortened(message.into()),
             span: Some(span),
             label: None,
             help: None,
@@ -258,6 +258,16 @@ impl Window {
         window.underline = window.underline.max(1);
         window
     }
+}
+
+/// A message that quotes a word of megabytes is cut: the place shows the rest.
+fn shortened(mut message: String) -> String {
+    const MESSAGE_BYTES_MAX: usize = 1000;
+    if message.len() > MESSAGE_BYTES_MAX {
+        message.truncate(boundary(&message, MESSAGE_BYTES_MAX));
+        message.push_str("...");
+    }
+    message
 }
 
 /// The last character boundary at or before `offset`.

@@ -8,7 +8,11 @@
 //!
 //! Whatever is wrong with a Buildfile is a [`diagnostic::Diagnostic`] at a span.
 
+pub mod base;
+pub mod cache;
 pub mod diagnostic;
+pub mod engine;
+pub mod events;
 pub mod expand;
 pub mod glob;
 pub mod ignore;
@@ -16,4 +20,16 @@ pub mod plan;
 pub mod source;
 pub mod syntax;
 
+mod add;
+mod assemble;
+mod context;
+mod copy;
+mod layer_plan;
+mod layer_step;
+mod layer_tree;
+mod materialise;
+mod metadata;
+mod run_step;
+mod source_tree;
+mod stat_cache;
 mod suggest;

@@ -4,12 +4,15 @@
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Nothing this long is a misspelling of a keyword, and the distance costs length × length.
     const WORD_BYTES_MAX: usize = 64;
+    // More names than this are no hand-written file's, and each costs a comparison.
+    const CANDIDATES_MAX: usize = 256;
     if word.is_empty() || word.len() > WORD_BYTES_MAX {
         return None;
     }
     let word = word.to_lowercase();
     candidates
         .into_iter()
+        .take(CANDIDATES_MAX)
         .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
         .filter(|(edits, candidate)| *edits <= allowed(candidate) && *edits < word.chars().count())
         .min_by_key(|(edits, _)| *edits)

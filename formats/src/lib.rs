@@ -8,19 +8,23 @@
 //! | [`manifest`], [`config`] | image manifests, indexes and configurations, with their exact bytes |
 //! | [`layer`], [`compression`] | layer archives: written, read, indexed; what packs them |
 //! | [`store`] | the content store on disk |
+//! | [`transfer`] | copying images between any two ends |
+//! | [`layout`], [`archive`] | OCI layout directories; archives as `docker save` and OCI tools write them |
 //! | [`root_dir`] | paths on disk that strangers name |
 //! | [`epoch`] | the one time that entries and configurations carry |
 
+pub mod archive;
 pub mod compression;
 pub mod config;
 pub mod descriptor;
 pub mod digest;
 pub mod epoch;
 pub mod layer;
+pub mod layout;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
-pub mod store;
 pub mod root_dir;
+pub mod store;
 pub mod transfer;

@@ -116,8 +116,11 @@ impl RootDir {
         for name in path.components() {
             directory = match directory.open_dir(name) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    directory.create_dir(name, 0o755)?;
-                    directory.open_dir(name)?
+                    match directory.create_dir(name, 0o755) {
+                        // Somebody else was faster; what it is shows when it is opened.
+                        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                        _ => directory.open_dir(name)?,
+                    }
                 }
                 result => result?,
             };

@@ -81,6 +81,10 @@ fn layers_apply_in_order() {
             &["lib:0", "usr:0", "usr/lib:0", "usr/lib/x:1", "usr/lib/y:-", "usr/lib/y/z:1"],
         ),
         (&["link lib -> /usr/lib\nfile usr/lib/x", "gone lib/x"], &["lib:0", "usr:-", "usr/lib:-"]),
+        (
+            &["link lib -> /usr/lib\nfile usr/lib/x", "opaque lib\nfile lib/y"],
+            &["lib:0", "usr:-", "usr/lib:-", "usr/lib/y:1"],
+        ),
         (&["link lib -> lib", "file lib/x\nfile a"], &["a:1", "lib:0"]),
         (&["dir a\nfile a/x", "gone nothing/there\ngone a/y"], &["a:0", "a/x:0"]),
     ];

@@ -46,13 +46,18 @@ fn scan(blob: &[u8]) -> LayerIndex {
     LayerIndex::scan(blob, Limits::default(), Default::default()).unwrap()
 }
 
-/// Text that compresses about as well as source code does.
+/// Text that compresses well and is nowhere the same: numbered copies of one page.
 fn text(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
-    let mut out = Vec::with_capacity(length + 16);
-    while out.len() < length {
+    let mut page = Vec::new();
+    while page.len() < length.min(8 << 10) {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        write!(out, "word{} ", (state >> 33) % 3000).unwrap();
+        write!(page, "word{} ", (state >> 33) % 3000).unwrap();
+    }
+    let mut out = Vec::with_capacity(length + page.len() + 8);
+    while out.len() < length {
+        out.extend_from_slice(&(out.len() as u64).to_le_bytes());
+        out.extend_from_slice(&page);
     }
     out.truncate(length);
     out
@@ -170,7 +175,7 @@ fn threads_change_no_byte() {
     let tree = everything();
     for compression in COMPRESSIONS {
         let one = write(&tree, options(compression, 1));
-        for threads in 2..=8 {
+        for threads in [2, 3, 5, 8] {
             let many = write(&tree, options(compression, threads));
             assert!(many.out == one.out, "{threads} threads");
             assert_eq!(many.index, one.index);
@@ -277,7 +282,7 @@ fn a_failing_output_is_an_error_not_a_hang() {
     }
     let content = text(64 << 20, 5);
     let entry = Entry::new(path("big"), EntryKind::Regular { size: content.len() as u64 }, 0o644);
-    let mut writer = LayerWriter::new(Full(1 << 20), LayerOptions::default()).unwrap();
+    let mut writer = LayerWriter::new(Full(1 << 16), LayerOptions::default()).unwrap();
     let error = writer.append(&entry, content.as_slice()).unwrap_err();
     assert!(error.to_string().contains("no space"), "{error}");
 }
@@ -342,6 +347,13 @@ fn names_that_are_not_utf8_survive() {
     let script =
         "import sys, tarfile, os\nprint([os.fsencode(n) for n in tarfile.open(sys.argv[1]).getnames()])";
     assert_eq!(run_over(&layer.out, "python3", &["-c", script]).trim(), r"[b'latin-\xe9']");
+}
+
+#[test]
+fn the_longest_name_can_be_removed() {
+    let whiteout = Entry::new(path(&"n".repeat(255)), EntryKind::Whiteout, 0);
+    let tree = vec![(whiteout, Vec::new())];
+    assert_eq!(read(&write(&tree, options(LayerCompression::None, 1)).out), tree);
 }
 
 #[test]

@@ -1,1 +1,58 @@
-//! rimg-runner.
+//! rimg-runner: snapshots, overlay root filesystems, namespaced sandboxes and the containers' state on disk.
+//!
+//! A caller describes a [`SandboxSpec`]; [`Sandbox::new`] opens what it names, [`Sandbox::spawn`] makes the
+//! namespaces, and [`Running::wait`] tells how the payload ended. Nothing is mounted in the caller's own mount
+//! namespace, so nothing is left over when anything dies.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`spec`] | what a caller wants |
+//! | `plan` | the list of set-up operations: a pure function of the spec |
+//! | `rootfs` | the overlay, made from descriptors |
+//! | [`sandbox`] | the parent's side: clone, id maps, waiting |
+//! | `init`, `tree`, `kernel_fs`, `payload` | the child's side: carrying out the plan, process 1, the payload |
+//! | [`foreground`], `terminal` | a payload on the caller's terminal |
+//! | [`userns`] | becoming root in a user namespace; subordinate ids |
+//! | [`user`] | `--user` text |
+//! | [`capabilities`], `seccomp` | what a payload may do |
+//! | [`limits`] | cgroups |
+//! | [`snapshots`] | layers as overlay lower directories, and changes back |
+//! | [`containers`] | state of foreground runs; sweeping of dead ones |
+//! | [`doctor`] | facts about this host |
+//! | `sys` | every `unsafe` block |
+//!
+//! The executable that uses this crate has to call [`child_main_if_requested`] first thing in its `main`.
+#![deny(unsafe_code)]
+
+pub mod capabilities;
+pub mod containers;
+pub mod doctor;
+pub mod foreground;
+mod init;
+mod kernel_fs;
+pub mod limits;
+mod message;
+mod payload;
+mod plan;
+mod rootfs;
+pub mod sandbox;
+mod seccomp;
+pub mod snapshots;
+pub mod spec;
+mod sys;
+pub mod terminal;
+mod tree;
+pub mod user;
+pub mod userns;
+
+pub use foreground::run_foreground;
+pub use message::SetupFailure;
+pub use sandbox::{ExitStatus, Running, Sandbox, SandboxError};
+pub use spec::SandboxSpec;
+
+/// Becomes a sandbox's init, and never returns, if this process was executed as one; else does nothing.
+///
+/// To be called first thing in `main`: sandboxes are made by executing the same program again.
+pub fn child_main_if_requested() {
+    init::main_if_requested();
+}

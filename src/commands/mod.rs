@@ -17,10 +17,13 @@ pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod remote;
 pub(crate) mod rmi;
+pub(crate) mod rootless;
 pub(crate) mod run;
 pub(crate) mod save;
 pub(crate) mod serve;
+pub(crate) mod snapshots;
 pub(crate) mod tag;
+pub(crate) mod tree;
 pub(crate) mod version;
 
 use crate::cli::{Cli, Command};

@@ -1,1 +1,76 @@
 //! `rimg save`: images as one tar archive that rimg, docker, podman and skopeo read.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use rimg_formats::archive;
+use rimg_formats::platform::Platform;
+use rimg_formats::store::ResolvedImage;
+use rimg_formats::transfer::{CopyOptions, Platforms};
+
+use crate::failure::{Context, Failure};
+use crate::session::Session;
+
+/// Flags of `rimg save`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "The archive is an OCI layout that `docker load` and `podman load` understand as well.")]
+pub(crate) struct SaveArgs {
+    /// Names, digests, or beginnings of digests
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    /// The file to write; `-` is standard output
+    #[arg(short, long, default_value = "-", value_name = "FILE")]
+    output: PathBuf,
+    /// Only this variant of an image for several platforms [default: all that are here]
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
+}
+
+pub(crate) fn run(session: &Session, args: SaveArgs) -> Result<(), Failure> {
+    let store = session.store()?;
+    let images: Vec<ResolvedImage> =
+        args.images.iter().map(|name| store.resolve_text(name)).collect::<Result<_, _>>()?;
+    let platforms = args.platform.map_or(Platforms::All, |platform| Platforms::Only(vec![platform]));
+    let options = CopyOptions { platforms, ..CopyOptions::default() };
+    with_destination(&args.output, |out| {
+        archive::save(&store, &images, out, &options)?;
+        Ok(())
+    })
+}
+
+/// Lets `work` write to standard output (`-`) or to a file, which gets its name only when it is whole and durable.
+pub(crate) fn with_destination(
+    path: &Path,
+    work: impl FnOnce(&mut (dyn Write + Send)) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    if path == Path::new("-") {
+        let stdout = io::stdout();
+        if stdout.is_terminal() {
+            return Err(Failure::usage("an archive does not belong on a terminal: use -o FILE or a pipe"));
+        }
+        let mut out = BufWriter::with_capacity(256 << 10, stdout);
+        work(&mut out)?;
+        return out.flush().map_err(crate::failure::printing);
+    }
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(format!(".{}.part", std::process::id()));
+    let partial = PathBuf::from(partial);
+    let written = write_file(&partial, work).and_then(|()| {
+        std::fs::rename(&partial, path).context(format!("failed to write {}", path.display()))
+    });
+    if written.is_err() {
+        // The half-written file is of no use to anybody.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written
+}
+
+fn write_file(path: &Path, work: impl FnOnce(&mut (dyn Write + Send)) -> Result<(), Failure>) -> Result<(), Failure> {
+    let failed = || format!("failed to write {}", path.display());
+    let file = File::create_new(path).context(failed())?;
+    let mut out = BufWriter::with_capacity(256 << 10, file);
+    work(&mut out)?;
+    let file = out.into_inner().map_err(io::IntoInnerError::into_error).context(failed())?;
+    file.sync_all().context(failed())
+}

@@ -8,6 +8,7 @@ use super::ports;
 use super::scope::{ENVIRONMENT_BYTES_MAX, StageScope, entry_bytes};
 use crate::diagnostic::Diagnostic;
 use crate::expand::EXPANSION_BYTES_MAX;
+use crate::source::Span;
 use crate::syntax::{
     ArgDeclaration, Command, Healthcheck, Heredoc, Instruction, InstructionKind, KeyValue, Run, Transfer,
     TransferSource, Word, check_choice, check_mode,
@@ -44,13 +45,7 @@ impl<'a> Evaluation<'a> {
                 keep_git_dir: add.keep_git_dir,
                 unpack: add.unpack,
             }),
-            InstructionKind::Arg(declarations) => {
-                let values = self.arguments(declarations)?;
-                let pairs =
-                    values.iter().map(|arg| (arg.name.len(), arg.value.as_ref().map_or(0, String::len)));
-                self.check_size(instruction, pairs)?;
-                Expanded::Arg(values)
-            }
+            InstructionKind::Arg(declarations) => Expanded::Arg(self.arguments(declarations)?),
             InstructionKind::Cmd(command) => Expanded::Cmd(plain(command)),
             InstructionKind::Copy(copy) => Expanded::Copy(ExpandedCopy {
                 transfer: self.transfer(&copy.transfer)?,
@@ -91,10 +86,7 @@ impl<'a> Evaluation<'a> {
         let added: usize = pairs.map(|(name, value)| entry_bytes(name, value)).sum();
         match self.scope.bytes() + added > ENVIRONMENT_BYTES_MAX {
             false => Ok(()),
-            true => Err(Diagnostic::error(
-                instruction.span,
-                format!("the variables of the stage come to more than {ENVIRONMENT_BYTES_MAX} bytes"),
-            )),
+            true => Err(too_large(instruction.span)),
         }
     }
 
@@ -137,6 +129,7 @@ impl<'a> Evaluation<'a> {
     /// Later arguments of one ARG see the earlier ones; a default that is not needed is not expanded.
     fn arguments(&mut self, declarations: &[ArgDeclaration]) -> Result<Vec<ArgValue>> {
         let mut scope = self.scope.clone();
+        let mut bytes = scope.bytes();
         let mut values = Vec::new();
         for declaration in declarations {
             let value = match (scope.given_argument(declaration), &declaration.default) {
@@ -146,6 +139,10 @@ impl<'a> Evaluation<'a> {
                 (given, _) => given,
             };
             let argument = ArgValue { name: declaration.name.text.clone(), value };
+            bytes += entry_bytes(argument.name.len(), argument.value.as_ref().map_or(0, String::len));
+            if bytes > ENVIRONMENT_BYTES_MAX {
+                return Err(too_large(declaration.name.span));
+            }
             scope.declare(argument.clone());
             values.push(argument);
         }
@@ -250,6 +247,11 @@ impl<'a> Evaluation<'a> {
         let devices = run.devices.iter().map(|word| self.word(word)).collect::<Result<_>>()?;
         Ok(ExpandedRun { mounts, network, security, devices, command: run_command(run) })
     }
+}
+
+fn too_large(span: Span) -> Diagnostic {
+    let message = format!("the variables of the stage come to more than {ENVIRONMENT_BYTES_MAX} bytes");
+    Diagnostic::error(span, message)
 }
 
 /// Paths are cut at blanks before quotes are looked at, so a quoted path with a blank falls apart.

@@ -2,11 +2,12 @@
 //! there by itself.
 
 use super::PlanOptions;
+use super::scope::{ENVIRONMENT_BYTES_MAX, entry_bytes};
 use crate::diagnostic::Diagnostic;
 use crate::expand::Expander;
 use crate::source::Span;
 use crate::suggest;
-use crate::syntax::{ArgDeclaration, Word};
+use crate::syntax::{ArgDeclaration, WARNINGS_MAX, Word};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Arguments that reach RUN without any ARG, and then take no part in keys or history.
@@ -29,6 +30,8 @@ pub struct Globals {
     build_args: BTreeMap<String, String>,
     automatic: BTreeMap<String, String>,
     declared: BTreeMap<String, Option<String>>,
+    /// What all declarations took, counted with [`entry_bytes`].
+    bytes: usize,
 }
 
 impl Globals {
@@ -44,6 +47,11 @@ impl Globals {
                 let value = build_args.get(&name).map_or(value, String::as_str).to_owned();
                 automatic.insert(name, value);
             };
+            // Go programs and others read `v7` here; images and registries leave the usual variant out.
+            let mut platform = platform.clone();
+            if platform.architecture == "arm" {
+                platform.variant.get_or_insert_with(|| "v7".to_owned());
+            }
             set("PLATFORM", &platform.to_string());
             set("OS", &platform.os);
             set("OSVERSION", platform.os_version.as_deref().unwrap_or(""));
@@ -52,7 +60,7 @@ impl Globals {
         }
         let target = options.target.as_deref().filter(|target| target.parse::<usize>().is_err());
         automatic.insert("TARGETSTAGE".to_owned(), target.unwrap_or("default").to_lowercase());
-        Globals { build_args, automatic, declared: BTreeMap::new() }
+        Globals { build_args, automatic, declared: BTreeMap::new(), bytes: 0 }
     }
 
     /// Takes a declaration from before the first FROM.
@@ -68,6 +76,11 @@ impl Globals {
             (None, Some(default)) => Some(self.expand(default, escape, "UndefinedVar", warnings)?),
             (None, None) => None,
         };
+        self.bytes += entry_bytes(name.len(), value.as_ref().map_or(0, String::len));
+        if self.bytes > ENVIRONMENT_BYTES_MAX {
+            let message = format!("the global arguments come to more than {ENVIRONMENT_BYTES_MAX} bytes");
+            return Err(Diagnostic::error(declaration.name.span, message));
+        }
         self.declared.insert(name, value);
         Ok(())
     }
@@ -84,7 +97,7 @@ impl Globals {
             .expand(&word.text)
             .map_err(|error| Diagnostic::error(word.span_of(error.range.clone()), error.to_string()))?;
         for (name, range) in expansion.undefined {
-            if !self.declared.contains_key(&name) {
+            if warnings.len() < WARNINGS_MAX && !self.declared.contains_key(&name) {
                 warnings.push(undefined(code, word.span_of(range), &name, self.names()));
             }
         }

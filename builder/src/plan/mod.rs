@@ -15,7 +15,6 @@ mod evaluate;
 mod expanded;
 mod globals;
 mod order;
-mod platform;
 mod ports;
 mod resolve;
 mod scope;
@@ -26,13 +25,14 @@ pub use expanded::{
     ExpandedSource, ExpandedTransfer, RunCommand,
 };
 pub use globals::{Globals, PROXY_ARGUMENTS};
-pub use platform::{Platform, PlatformError};
 pub use scope::{DEFAULT_PATH, ENVIRONMENT_BYTES_MAX, Evaluated, StageScope};
 
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::source::Span;
 use crate::syntax::{Buildfile, Instruction};
+use rimg_formats::platform::Platform;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What the user asked for, apart from the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,8 +144,8 @@ pub enum CopySource {
 /// One instruction of a stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The instruction, unexpanded.
-    pub instruction: Instruction,
+    /// The instruction, unexpanded; shared, because a trigger may stand in many stages.
+    pub instruction: Arc<Instruction>,
     /// Where COPY and ADD take their files from; the context for all others.
     pub source: CopySource,
     /// Where the mounts of RUN take theirs from, one for each of `Run::mounts`.

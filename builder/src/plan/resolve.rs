@@ -26,6 +26,7 @@ impl Names<'_> {
             return Err(Diagnostic::error(span, "the image is empty after variables were filled in")
                 .help("give the ARG a default before the first FROM: `ARG NAME=value`"));
         }
+        check_length(text, span)?;
         if let Some(context) = self.named_context(text) {
             return base_of_context(context, span);
         }
@@ -61,6 +62,7 @@ impl Names<'_> {
         if text.is_empty() {
             return Ok(CopySource::Context);
         }
+        check_length(text, span)?;
         if let Some(context) = self.named_context(text) {
             return source_of_context(context, span);
         }
@@ -113,6 +115,16 @@ impl Names<'_> {
                     .help(format!("stages are numbered from 0 to {last}")))
             }
         }
+    }
+}
+
+/// The longest name of an image or path: the longest path the kernel takes.
+const NAME_BYTES_MAX: usize = 4096;
+
+fn check_length(text: &str, span: Span) -> Result<(), Diagnostic> {
+    match text.len() > NAME_BYTES_MAX {
+        true => Err(Diagnostic::error(span, format!("the name is longer than {NAME_BYTES_MAX} bytes"))),
+        false => Ok(()),
     }
 }
 

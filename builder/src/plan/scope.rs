@@ -12,7 +12,7 @@ use super::expanded::{ArgValue, Expanded};
 use super::globals::{Globals, PROXY_ARGUMENTS, undefined};
 use crate::diagnostic::Diagnostic;
 use crate::expand::Expander;
-use crate::syntax::{ArgDeclaration, Instruction, Word};
+use crate::syntax::{ArgDeclaration, Instruction, WARNINGS_MAX, Word};
 use std::collections::BTreeSet;
 
 /// PATH where the base image has none; images from scratch store it.
@@ -23,9 +23,10 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 /// plan holds its own copy.
 pub const ENVIRONMENT_BYTES_MAX: usize = 512 << 10;
 
-/// What one variable takes: its text, and what the kernel and we spend on keeping it.
+/// What one variable takes: its text, and a fixed part that bounds how many there can be, because
+/// looking one up passes all others.
 pub(super) fn entry_bytes(name: usize, value: usize) -> usize {
-    const OVERHEAD: usize = 64;
+    const OVERHEAD: usize = 256;
     name + value + OVERHEAD
 }
 
@@ -175,7 +176,7 @@ impl StageScope {
             .map_err(|error| Diagnostic::error(word.span_of(error.range.clone()), error.to_string()))?;
         used.extend(expansion.used);
         for (name, range) in expansion.undefined {
-            if !self.knows(&name) {
+            if warnings.len() < WARNINGS_MAX && !self.knows(&name) {
                 let environment = self.environment.iter().map(|(key, _)| key.as_str());
                 let arguments = self.arguments.iter().map(|argument| argument.name.as_str());
                 let names = environment.chain(arguments);

@@ -4,11 +4,19 @@
 use super::globals::Globals;
 use super::resolve::Names;
 use super::scope::{DEFAULT_PATH, StageScope};
-use super::{Base, CopySource, PlanOptions, Platform, Stage, Step};
+use super::{Base, CopySource, PlanOptions, Stage, Step};
 use crate::diagnostic::Diagnostic;
 use crate::source::Span;
-use crate::syntax::{Buildfile, From, Instruction, InstructionKind, Word, parse_trigger};
+use crate::syntax::{
+    Buildfile, From, INSTRUCTIONS_MAX, Instruction, InstructionKind, WARNINGS_MAX, Word, parse_trigger,
+};
+use rimg_formats::platform::Platform;
 use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Steps of all stages together. ONBUILD repeats instructions in every stage built on its own; without
+/// a limit a small file could ask for millions.
+const STEPS_MAX: usize = 2 * INSTRUCTIONS_MAX;
 
 /// All stages of a file and its global arguments.
 pub(super) struct Drafts {
@@ -24,7 +32,7 @@ struct Known {
     /// Whether no image stands behind it, so that an unknown variable is unknown for certain.
     complete: bool,
     /// Its own ONBUILD triggers.
-    triggers: Vec<Instruction>,
+    triggers: Vec<Arc<Instruction>>,
 }
 
 struct Drafting<'a> {
@@ -85,8 +93,10 @@ impl Drafting<'_> {
         {
             let InstructionKind::Arg(declarations) = &instruction.kind else { continue };
             for declaration in declarations {
-                let done = self.globals.declare(declaration, self.file.escape, self.warnings);
-                self.errors.extend(done.err());
+                if let Err(error) = self.globals.declare(declaration, self.file.escape, self.warnings) {
+                    self.errors.push(error);
+                    return;
+                }
             }
         }
     }
@@ -94,6 +104,7 @@ impl Drafting<'_> {
     fn stages(&mut self) -> Vec<Stage> {
         let mut stages: Vec<Stage> = Vec::new();
         let mut known: Vec<Known> = Vec::new();
+        let mut steps = 0;
         let mut rest = self.file.instructions.as_slice();
         while let Some(begin) = rest.iter().position(|instruction| as_from(instruction).is_some()) {
             let (from, behind) = (&rest[begin], &rest[begin + 1..]);
@@ -102,8 +113,14 @@ impl Drafting<'_> {
             rest = after;
             let Some((_, text)) = as_from(from) else { break };
             let (stage, variables) = self.stage(stages.len(), from, text, own, &known);
+            steps += stage.steps.len();
             stages.push(stage);
             known.push(variables);
+            if steps > STEPS_MAX {
+                let message = format!("the triggers make it more than {STEPS_MAX} steps");
+                self.errors.push(Diagnostic::error(text.base.span, message));
+                break;
+            }
         }
         stages
     }
@@ -133,7 +150,7 @@ impl Drafting<'_> {
         let place = from.base.span;
         let triggers = self.triggers(&base, place, known);
         let steps = triggers.into_iter().map(|trigger| (trigger, Some(place)));
-        let steps = steps.chain(own.iter().map(|instruction| (instruction.clone(), None)));
+        let steps = steps.chain(own.iter().map(|instruction| (Arc::new(instruction.clone()), None)));
         let steps: Vec<Step> = steps
             .map(|(instruction, origin)| self.step(number, instruction, origin, &mut variables))
             .collect();
@@ -161,13 +178,13 @@ impl Drafting<'_> {
         }
         let text = self.globals.expand(word, self.file.escape, "UndefinedArgInFrom", self.warnings);
         let platform = text.and_then(|text| {
-            Platform::parse(&text).map_err(|error| Diagnostic::error(word.span, error.to_string()))
+            text.parse::<Platform>().map_err(|error| Diagnostic::error(word.span, error.to_string()))
         });
         platform.map_err(|error| self.errors.push(error)).ok()
     }
 
     /// The triggers that the base brings in.
-    fn triggers(&mut self, base: &Base, place: Span, known: &[Known]) -> Vec<Instruction> {
+    fn triggers(&mut self, base: &Base, place: Span, known: &[Known]) -> Vec<Arc<Instruction>> {
         match base {
             Base::Stage(parent) => known[*parent].triggers.clone(),
             Base::Image(image) => {
@@ -175,7 +192,7 @@ impl Drafting<'_> {
                 let mut triggers = Vec::new();
                 for text in texts {
                     match parse_trigger(&text, self.file.escape, place) {
-                        Ok(trigger) => triggers.push(trigger),
+                        Ok(trigger) => triggers.push(Arc::new(trigger)),
                         Err(errors) => self.errors.extend(errors),
                     }
                 }
@@ -188,7 +205,7 @@ impl Drafting<'_> {
     fn step(
         &mut self,
         number: usize,
-        instruction: Instruction,
+        instruction: Arc<Instruction>,
         triggered_by: Option<Span>,
         variables: &mut Known,
     ) -> Step {
@@ -208,17 +225,19 @@ impl Drafting<'_> {
                     });
                 }
             }
-            InstructionKind::Onbuild(onbuild) => variables.triggers.push((*onbuild.instruction).clone()),
+            InstructionKind::Onbuild(onbuild) => {
+                variables.triggers.push(Arc::new((*onbuild.instruction).clone()))
+            }
             _ => {}
         }
         // Whatever is wrong with other words is reported when the stage executes: the base image
         // may still define what is missing here.
         let sets = matches!(instruction.kind, InstructionKind::Env(_) | InstructionKind::Arg(_));
-        if (sets || variables.complete)
+        if (sets || (variables.complete && self.warnings.len() < WARNINGS_MAX))
             && let Ok(evaluated) = variables.scope.expand(&instruction)
         {
             variables.scope.apply(&evaluated.instruction);
-            if variables.complete {
+            if variables.complete && self.warnings.len() < WARNINGS_MAX {
                 self.warnings.extend(evaluated.warnings);
             }
         }

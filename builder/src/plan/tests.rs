@@ -6,11 +6,14 @@ use crate::diagnostic::{Style, render_all};
 use crate::source::SourceFile;
 use crate::syntax::{InstructionKind, Mount, MountKind, parse};
 
+fn platform(text: &str) -> Platform {
+    text.parse().unwrap()
+}
+
 fn amd64() -> PlanOptions {
-    let platform = Platform::parse("linux/amd64").unwrap();
     PlanOptions {
-        target_platform: Platform::parse("linux/arm/v6").unwrap(),
-        build_platform: platform,
+        target_platform: platform("linux/arm/v6"),
+        build_platform: platform("linux/amd64"),
         ..PlanOptions::default()
     }
 }
@@ -113,7 +116,7 @@ fn mistakes_are_shown_at_their_place() {
         ("FROM a b", "error: FROM takes one image"),
         ("FROM Alpine", "error: image name `Alpine` is not in lower case\n --> Buildfile:1:6"),
         ("FROM a!b", "error: invalid image reference"),
-        ("FROM --platform=x a", "error: `x` is no platform"),
+        ("FROM --platform=a//b a", "error: `a//b` is not a platform"),
         ("FROM a\nCOPY --from=7 x y", "error: there is no stage 7\n --> Buildfile:2:13"),
         ("FROM a\nCOPY --from=$X x y", "error: variable `X` is not defined\n --> Buildfile:2:13"),
         ("FROM a\nCOPY --from=scratch x y", "error: `scratch` is empty"),
@@ -139,7 +142,7 @@ fn global_arguments_serve_from_and_defaults() {
     let mut options = amd64();
     let graph = plan_with(text, &options).unwrap();
     assert_eq!(graph.target_stage().base, Base::Image("app:1".into()));
-    assert_eq!(graph.target_stage().platform, Some(Platform::parse("linux/amd64").unwrap()));
+    assert_eq!(graph.target_stage().platform, Some(platform("linux/amd64")));
     let arguments = |graph: &Graph| execute(graph, &[]).0.arguments();
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     assert_eq!(arguments(&graph), [pair("V", "1"), pair("W", "w1")]);
@@ -189,6 +192,15 @@ fn automatic_and_proxy_arguments() {
     assert_eq!(arguments.join(" "), expected);
     assert_eq!(scope.proxy_environment(), [("http_proxy".to_owned(), "p".to_owned())]);
     assert_eq!(codes(&graph), [""; 0]);
+}
+
+#[test]
+fn the_usual_arm_is_v7_in_arguments() {
+    let options = PlanOptions { target_platform: platform("linux/arm"), ..amd64() };
+    let graph = plan_with("FROM a\nARG TARGETPLATFORM TARGETVARIANT", &options).unwrap();
+    let values: Vec<String> =
+        execute(&graph, &[]).0.arguments().into_iter().map(|(_, value)| value).collect();
+    assert_eq!(values, ["linux/arm/v7", "v7"]);
 }
 
 #[test]

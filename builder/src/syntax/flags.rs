@@ -1,5 +1,6 @@
 //! The flags of one instruction: known names, how often each may stand, and what kind of value it takes.
 
+use super::ERRORS_MAX;
 use super::mount::boolean;
 use super::text::Word;
 use super::tree::Switch;
@@ -83,7 +84,7 @@ impl Flags {
 
     /// Complains about every flag that nobody took.
     pub(crate) fn finish(mut self, instruction: &str) -> Vec<Diagnostic> {
-        for flag in std::mem::take(&mut self.flags) {
+        for flag in std::mem::take(&mut self.flags).into_iter().take(ERRORS_MAX) {
             let name = &flag.name.text;
             let error = Diagnostic::error(flag.span, format!("unknown flag `--{name}` of {instruction}"));
             let error = match suggest::nearest(name, self.known.iter().copied()) {

@@ -166,7 +166,11 @@ impl<'a> Parser<'a> {
         for marker in heredoc::markers(rest, self.lines.escape) {
             match self.lines.heredoc_body(marker) {
                 Ok(heredoc) => heredocs.push(heredoc),
-                Err(error) => self.errors.push(error),
+                // What follows in the file can no longer be told from the bodies.
+                Err(error) => {
+                    self.errors.push(error);
+                    break;
+                }
             }
         }
         heredocs

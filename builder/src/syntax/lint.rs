@@ -2,6 +2,7 @@
 //! for both. Checks that need only one instruction's text stand with its parser; those that need
 //! values (UndefinedVar, UndefinedArgInFrom) with [`crate::plan`].
 
+use super::WARNINGS_MAX;
 use super::tree::{Command, Instruction, InstructionKind};
 use crate::diagnostic::Diagnostic;
 use crate::source::{SourceFile, Span};
@@ -124,7 +125,8 @@ fn secrets(instruction: &Instruction, warnings: &mut Vec<Diagnostic>) {
         InstructionKind::Env(pairs) => pairs.iter().map(|pair| &pair.key).collect(),
         _ => return,
     };
-    for name in names.into_iter().filter(|name| names_secret(&name.text)) {
+    let room = WARNINGS_MAX.saturating_sub(warnings.len());
+    for name in names.into_iter().filter(|name| names_secret(&name.text)).take(room) {
         let message =
             format!("`{}` looks like a secret, and {} stores it", name.text, instruction.kind.name());
         warnings.push(

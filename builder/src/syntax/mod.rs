@@ -47,6 +47,9 @@ pub const STAGES_MAX: usize = 500;
 /// The largest body of one here-document, in bytes. Larger files belong into the context, where they
 /// are streamed; this text is held in memory and goes through expansion.
 pub const HEREDOC_BYTES_MAX: usize = 1 << 20;
+/// Warnings kept of one pass over a file or an instruction. Nobody reads more, and each takes far more
+/// memory than the few bytes that can cause it.
+pub const WARNINGS_MAX: usize = 100;
 /// Errors reported at once. Further ones are nearly always consequences.
 pub const ERRORS_MAX: usize = 20;
 
@@ -77,6 +80,7 @@ pub fn parse(source: &SourceFile) -> Result<Buildfile, Vec<Diagnostic>> {
     lint::check(source, &instructions, &mut warnings);
     warnings.retain(|warning| !warning.code.is_some_and(|code| directives.check.skips(code)));
     warnings.sort_by_key(|warning| warning.span);
+    warnings.truncate(WARNINGS_MAX);
     if directives.check.error && !warnings.is_empty() {
         warnings.iter_mut().for_each(|warning| warning.severity = crate::diagnostic::Severity::Error);
         return Err(warnings);

@@ -90,8 +90,10 @@ pub(crate) fn quoted_words(arguments: Piece<'_>, escape: char) -> Vec<Piece<'_>>
 
 /// Like [`quoted_words`], but `${…}` is never cut.
 pub(crate) fn shell_words(arguments: Piece<'_>, escape: char) -> Vec<Piece<'_>> {
+    let last_close = arguments.text().rfind('}').unwrap_or(0);
     split(arguments, escape, |text, at| {
-        if !text[at..].starts_with("${") {
+        // Without the first test, a line of opening braces would be searched to its end for each.
+        if at > last_close || !text[at..].starts_with("${") {
             return 0;
         }
         text[at..].find('}').map_or(0, |length| length + 1)

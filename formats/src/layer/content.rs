@@ -27,6 +27,13 @@ pub(super) struct Stored {
     pub(super) sparse: bool,
 }
 
+impl Stored {
+    /// Makes the content empty; what is stored of it will be skipped.
+    pub(super) fn discard(&mut self) {
+        *self = Stored { padding: self.left + self.padding, offset: self.offset, ..Stored::default() };
+    }
+}
+
 /// The content of one entry. Reading yields the whole file, holes as zeros; what is not read is skipped.
 pub struct Content<'r, 'a> {
     input: &'r mut BufReader<LayerStream<'a>>,

@@ -98,6 +98,12 @@ impl Entry {
     }
 }
 
+/// Whether an extended attribute belongs to the machine and not to the image: overlayfs's own, by which a layer could
+/// redirect a directory to any other of the stack, and SELinux's labels. Layers neither get nor give them.
+pub fn is_machine_xattr(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") || name == b"security.selinux"
+}
+
 /// The order of entries in a layer rimg writes, and in every index.
 ///
 /// Depth first by components. Within a directory its opaque marker comes first, then its whiteouts, then what it

@@ -298,7 +298,11 @@ impl MergedTree {
                 _ => continue,
             };
             // What cannot be reached cannot be removed. The layer's own links do not count here: they are not there yet.
-            let Ok(path) = self.land(&entry.path) else { continue };
+            let resolved = match opaque {
+                true => self.resolve(entry.path.as_bytes()),
+                false => self.resolve_no_follow(entry.path.as_bytes()),
+            };
+            let Ok(path) = resolved.map(|resolved| resolved.path) else { continue };
             let holder = if opaque { Some(path.clone()) } else { path.parent() };
             let Some(holder) = holder.filter(|holder| self.folder(holder).is_some()) else { continue };
             let Some(folder) = folder_mut(&mut self.root, &holder, false) else { continue };

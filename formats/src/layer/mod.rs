@@ -33,7 +33,7 @@ mod stream;
 pub mod writer;
 
 pub use content::Content;
-pub use entry::{Entry, EntryKind, Mtime, layer_order};
+pub use entry::{Entry, EntryKind, Mtime, is_machine_xattr, layer_order};
 pub use index::{FileContent, IndexEntry, LayerIndex};
 pub use index_format::IndexError;
 pub use merged::{MergedTree, Node, ResolveError, Resolved, Walk};

@@ -51,12 +51,16 @@ impl LayerPath {
     /// # Errors
     /// On `..`, NUL, and more than [`PATH_BYTES_MAX`] or [`NAME_BYTES_MAX`] bytes.
     pub fn parse(name: impl AsRef<[u8]>) -> Result<LayerPath, LayerPathError> {
-        let name = name.as_ref();
+        LayerPath::clean(name.as_ref())?.measured()
+    }
+
+    /// Cleans a name without measuring it: in a tar, a whiteout's name is four bytes longer than the name removed.
+    pub(super) fn clean(name: &[u8]) -> Result<LayerPath, LayerPathError> {
         if name.contains(&0) {
             return Err(LayerPathError::Nul);
         }
         if is_clean(name) {
-            return LayerPath::measured(name.into());
+            return Ok(LayerPath(name.into()));
         }
         let mut cleaned = Vec::with_capacity(name.len());
         for component in name.split(|&byte| byte == b'/') {
@@ -70,17 +74,18 @@ impl LayerPath {
             }
             cleaned.extend_from_slice(component);
         }
-        LayerPath::measured(cleaned.into_boxed_slice())
+        Ok(LayerPath(cleaned.into_boxed_slice()))
     }
 
-    fn measured(cleaned: Box<[u8]>) -> Result<LayerPath, LayerPathError> {
-        if cleaned.len() > PATH_BYTES_MAX {
+    /// This path, when it is not too long.
+    pub(super) fn measured(self) -> Result<LayerPath, LayerPathError> {
+        if self.0.len() > PATH_BYTES_MAX {
             return Err(LayerPathError::PathLength);
         }
-        if cleaned.split(|&byte| byte == b'/').any(|name| name.len() > NAME_BYTES_MAX) {
+        if self.0.split(|&byte| byte == b'/').any(|name| name.len() > NAME_BYTES_MAX) {
             return Err(LayerPathError::NameLength);
         }
-        Ok(LayerPath(cleaned))
+        Ok(self)
     }
 
     /// The path's bytes, without a leading or trailing slash.

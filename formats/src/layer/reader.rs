@@ -13,7 +13,8 @@
 //! | `dir/.wh..wh..opq` | [`EntryKind::OpaqueMarker`] of `dir` |
 //! | other `.wh..wh.` names | skipped: they are AUFS's own bookkeeping |
 //! | `.wh.`, `.wh..`, `.wh...`, below a `.wh.` name, a whiteout that is no regular file | refused |
-//! | a hard link with content, or to itself | refused |
+//! | a link, device or FIFO with content; a hard link to itself | refused |
+//! | attributes of [`is_machine_xattr`] | dropped |
 //! | types other than those of [`EntryKind`] | refused |
 //! | a global PAX header with paths, sizes or attributes | refused |
 //!
@@ -24,7 +25,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use super::block::{self, HeaderBlock};
 use super::content::{Content, Stored};
-use super::entry::{Entry, EntryKind, Mtime};
+use super::entry::{Entry, EntryKind, Mtime, is_machine_xattr};
 use super::header::{BLOCK_BYTES, WHITEOUT_PREFIX, padding_of};
 use super::names::markers;
 use super::path::{LayerPath, PATH_BYTES_MAX, printable};
@@ -39,10 +40,11 @@ use crate::digest::Digest;
 pub struct Limits {
     /// Bytes of the uncompressed tar.
     pub max_uncompressed: u64,
-    /// Uncompressed bytes for each compressed one, beyond the first 2 GiB. gzip reaches 1030 on zeros, zstd 30,000;
-    /// real layers stay below 20.
+    /// Uncompressed bytes for each compressed one. gzip reaches 1030 on zeros, zstd 30,000; real layers stay below 20.
     pub max_ratio: u64,
-    /// Entries. Each costs about 200 bytes of memory in an index.
+    /// Uncompressed bytes that are free of `max_ratio`: small blobs of zeros compress a thousandfold honestly.
+    pub ratio_free: u64,
+    /// Entries. Each costs about 300 bytes of memory while a layer is indexed.
     pub max_entries: u64,
     /// Length of one file, holes included: they cost nothing on disk, but reading them takes time.
     pub max_file: u64,
@@ -55,7 +57,8 @@ impl Default for Limits {
         Limits {
             max_uncompressed: 256 << 30,
             max_ratio: 500,
-            max_entries: 4_000_000,
+            ratio_free: 2 << 30,
+            max_entries: 2_000_000,
             max_file: 16 << 40,
             max_metadata: 512 << 20,
         }
@@ -280,7 +283,12 @@ impl<'a> LayerReader<'a> {
 
     fn next_header(&mut self) -> Result<Option<HeaderBlock>, LayerError> {
         let Some(block) = self.block("a header")? else { return Ok(None) };
-        if let Some(header) = HeaderBlock::parse(block).map_err(|reason| self.malformed(reason))? {
+        let parsed =
+            HeaderBlock::parse(block).map_err(|reason| match self.position == BLOCK_BYTES as u64 {
+                true => self.malformed("it is not a tar archive at all".to_owned()),
+                false => self.malformed(reason),
+            })?;
+        if let Some(header) = parsed {
             return Ok(Some(header));
         }
         // Two zero blocks end an archive. After a single one some readers stop and others go on.
@@ -355,7 +363,8 @@ impl<'a> LayerReader<'a> {
         if self.entries > self.limits.max_entries {
             return Err(LayerError::Limit { what: "entries", limit: self.limits.max_entries });
         }
-        let pax = pending.pax.unwrap_or_default();
+        let mut pax = pending.pax.unwrap_or_default();
+        pax.xattrs.retain(|name, _| !is_machine_xattr(name));
         let name =
             first_of([&pax.sparse.name, &pax.path, &pending.gnu_name]).unwrap_or_else(|| header.name());
         let link = first_of([&pax.link_path, &pending.gnu_link]).unwrap_or_else(|| header.link_name());
@@ -370,7 +379,7 @@ impl<'a> LayerReader<'a> {
         let refused = |reason: String| LayerError::Refused { name: printable(&name), reason };
         let kind =
             self.kind(header, &pax, &name, link).map_err(|error| error.or_refuse(&name, self.position))?;
-        let path = LayerPath::parse(&name).map_err(|error| refused(error.to_string()))?;
+        let path = LayerPath::clean(&name).map_err(|error| refused(error.to_string()))?;
         if path.is_root() && kind != EntryKind::Directory {
             return Err(refused("the root of a layer can only be a directory".to_owned()));
         }
@@ -378,6 +387,10 @@ impl<'a> LayerReader<'a> {
             return Err(refused("it is a hard link to itself or to the root".to_owned()));
         }
         let Some((path, kind)) = markers(path, kind, self.mode).map_err(refused)? else { return Ok(None) };
+        if matches!(kind, EntryKind::Whiteout | EntryKind::OpaqueMarker) {
+            self.current.discard();
+        }
+        let path = path.measured().map_err(|error| refused(error.to_string()))?;
         let number = |reason: String| LayerError::Malformed { offset: self.position, reason };
         let seconds = || header.mtime().map(|secs| Mtime { secs, nanos: 0 });
         Ok(Some(Entry {
@@ -406,8 +419,9 @@ impl<'a> LayerReader<'a> {
             // v7 knew directories by the slash alone.
             0 if name.ends_with(b"/") => Ok(EntryKind::Directory),
             0 | b'0' | b'7' | b'S' => self.regular(header, pax, size),
-            b'1' if size != 0 => {
-                Err(Trouble::Refused("it is a hard link with content of its own".to_owned()))
+            // POSIX wants 0 here; some readers skip that much content, others take it for the next header.
+            b'1' | b'2' | b'3' | b'4' | b'6' if size != 0 => {
+                Err(Trouble::Refused("it is a link or device with content of its own".to_owned()))
             }
             b'1' => {
                 let target = LayerPath::parse(&link)

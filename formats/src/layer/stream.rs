@@ -6,9 +6,6 @@ use super::reader::{LayerError, Limits};
 use crate::compression::{Compression, Decoder, Member};
 use crate::digest::{Algorithm, DiffId, Hasher};
 
-/// Decoded bytes that are free of [`Limits::max_ratio`]: small blobs of zeros compress a thousandfold honestly.
-const RATIO_FREE_BYTES: u64 = 2 << 30;
-
 pub(super) struct LayerStream<'a> {
     decoder: Decoder<'a>,
     limits: Limits,
@@ -45,11 +42,11 @@ impl<'a> LayerStream<'a> {
 
     fn check_limits(&self) -> Result<(), LayerError> {
         let (produced, consumed) = (self.decoder.produced(), self.decoder.consumed());
-        let Limits { max_uncompressed, max_ratio, .. } = self.limits;
+        let Limits { max_uncompressed, max_ratio, ratio_free, .. } = self.limits;
         if produced > max_uncompressed {
             return Err(LayerError::Limit { what: "uncompressed bytes", limit: max_uncompressed });
         }
-        if produced > RATIO_FREE_BYTES && produced / consumed.max(1) > max_ratio {
+        if produced > ratio_free && produced / consumed.max(1) > max_ratio {
             return Err(LayerError::Limit {
                 what: "uncompressed bytes for each compressed one",
                 limit: max_ratio,

@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use super::entry::{Entry, EntryKind, Mtime, Position, layer_order};
+use super::entry::{Entry, EntryKind, Mtime, Position, is_machine_xattr, layer_order};
 use super::header::{self, BLOCK_BYTES, Unrepresentable};
 use super::index::{IndexEntry, LayerIndex};
 use super::members::{ContentRun, MemberWriter, Piece};
@@ -304,12 +304,14 @@ impl<W: Write + Send> LayerWriter<W> {
         })
     }
 
-    /// The entry as it will stand in the layer: with the layer's time, and markers without attributes.
+    /// The entry as it will stand in the layer: with the layer's time, without attributes of this machine, and markers
+    /// without any.
     fn normalised(&self, entry: &Entry) -> Entry {
         let mut entry = entry.clone();
         if let MtimePolicy::Fixed(epoch) = self.mtime {
             entry.mtime = Mtime { secs: epoch.seconds(), nanos: 0 };
         }
+        entry.xattrs.retain(|name, _| !is_machine_xattr(name));
         if entry.is_marker() {
             (entry.mode, entry.uid, entry.gid) = (0, 0, 0);
             entry.xattrs.clear();

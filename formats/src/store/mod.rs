@@ -15,7 +15,7 @@
 //! | [`ingest`] | the only way bytes enter; durability and its argument |
 //! | [`uploads`] | suspending, resuming and sweeping ingests |
 //! | [`blob`] | the way bytes leave: size at every open, hash on demand, quarantine |
-//! | [`repository`], [`tags`], [`referrers`] | names and what they hold |
+//! | [`repository`], [`put`], [`tags`], [`referrers`] | names and what they hold |
 //! | [`images`], [`removal`] | what users see as images: listing, resolving, removing |
 //! | [`cache`] | build cache and stat cache |
 //! | [`lease`], [`prune`], [`fsck`] | keeping, collecting and checking |
@@ -43,7 +43,10 @@ mod layer_index;
 pub mod lease;
 mod manifest_cache;
 mod metadata;
+#[cfg(test)]
+mod process_tests;
 pub mod prune;
+pub mod put;
 pub mod referrers;
 mod registration;
 pub mod removal;
@@ -58,7 +61,8 @@ pub use blob::Blob;
 pub use error::StoreError;
 pub use images::{Image, ImageRecord, ResolvedImage};
 pub use ingest::{Committed, Expect, Ingest};
-pub use repository::{ManifestPut, Precondition, PutOptions, Repository, Require, StoredManifest};
+pub use put::{ManifestPut, Precondition, PutOptions, Require};
+pub use repository::{Repository, StoredManifest};
 pub use uploads::UploadId;
 
 use directory_sync::DirectorySync;

@@ -19,74 +19,7 @@ use super::uploads::UploadId;
 use crate::descriptor::Descriptor;
 use crate::digest::{Algorithm, Digest};
 use crate::manifest::{MANIFEST_BYTES_MAX, ManifestOrIndex};
-use crate::media_type::MediaKind;
 use crate::reference::{ImageName, Tag};
-
-/// What a put requires of the content that the manifest names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Require {
-    /// Blobs must have been pushed to, or mounted into, this repository: a registry's rule.
-    BlobsInRepository,
-    /// Blobs must be in the store; they become the repository's: for builds, pulls and loads.
-    BlobsInStore,
-    /// Blobs and manifests may be missing: for registries that accept *sparse* images.
-    Nothing,
-}
-
-/// What must hold for a put or a tag change to happen at all (compare-and-swap).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Precondition {
-    /// Nothing.
-    #[default]
-    None,
-    /// Each tag (or, without tags, the manifest) does not exist yet.
-    Absent,
-    /// Each tag names this manifest at the moment.
-    Is(Digest),
-}
-
-/// How to put a manifest.
-#[derive(Clone, Debug)]
-pub struct PutOptions {
-    /// Where its blobs must be.
-    pub require: Require,
-    /// Whether an index may name manifests that are not there (image-spec: a *sparse* index).
-    pub allow_sparse: bool,
-    /// What must hold.
-    pub precondition: Precondition,
-    /// The digest it was announced by; decides the algorithm too. SHA-256 when `None`.
-    pub digest: Option<Digest>,
-}
-
-impl PutOptions {
-    /// For builds, pulls and loads.
-    pub fn local() -> PutOptions {
-        PutOptions {
-            require: Require::BlobsInStore,
-            allow_sparse: true,
-            precondition: Precondition::None,
-            digest: None,
-        }
-    }
-
-    /// For pushes by clients.
-    pub fn registry() -> PutOptions {
-        PutOptions { require: Require::BlobsInRepository, allow_sparse: false, ..PutOptions::local() }
-    }
-}
-
-/// What a put stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ManifestPut {
-    /// The manifest's digest.
-    pub digest: Digest,
-    /// Its media type.
-    pub media_type: String,
-    /// Its size in bytes.
-    pub size: u64,
-    /// The manifest it refers to, if any.
-    pub subject: Option<Digest>,
-}
 
 /// A manifest as it was put.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +69,11 @@ impl Store {
     }
 
     /// Names that have a right to a blob, at most `limit`.
-    pub fn repositories_with_blob(&self, digest: &Digest, limit: usize) -> Result<Vec<ImageName>, StoreError> {
+    pub fn repositories_with_blob(
+        &self,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Vec<ImageName>, StoreError> {
         self.metadata().read("list repositories", |connection| {
             let sql = "SELECT repository.name FROM repository_blob JOIN repository
                        ON repository.id = repository_blob.repository_id
@@ -201,9 +138,9 @@ impl Repository {
         self.store.blob_size(digest)
     }
 
-    /// Opens a blob that belongs to this repository.
+    /// Opens a blob that belongs to this repository, verified as by [`Store::verified_blob`].
     pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
-        if self.is_member(digest)? { self.store.blob(digest) } else { Ok(None) }
+        if self.is_member(digest)? { self.store.verified_blob(digest) } else { Ok(None) }
     }
 
     /// Gives this repository a blob that `source` has; `false` when `source` does not have it. The caller
@@ -241,49 +178,6 @@ impl Repository {
             let removed = run(transaction, sql, params![id, text(digest)]);
             Ok(removed.map_err(StoreError::sql("delete a blob"))? > 0)
         })
-    }
-
-    /// Stores a manifest and points `tags` at it. Durable when it returns, with everything it names. Fails
-    /// with [`StoreError::ContentMissing`] if something it names is not there, and changes nothing then.
-    pub fn put_manifest(
-        &self,
-        raw: &[u8],
-        media_type: Option<&str>,
-        tags: &[Tag],
-        options: &PutOptions,
-    ) -> Result<ManifestPut, StoreError> {
-        let document = ManifestOrIndex::parse(raw, media_type)?;
-        let algorithm = options.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
-        let digest = Digest::of(algorithm, raw);
-        if let Some(expected) = options.digest.filter(|expected| *expected != digest) {
-            return Err(StoreError::DigestMismatch {
-                expected: Box::new(expected),
-                actual: Box::new(digest),
-            });
-        }
-        let put = ManifestPut {
-            digest,
-            media_type: document.media_type().to_owned(),
-            size: raw.len() as u64,
-            subject: document.subject().map(|subject| subject.digest),
-        };
-        let mentions = mentions(&document);
-        if options.require != Require::Nothing {
-            self.check_files(&put.digest, &mentions)?;
-        }
-        let mut ingest = self.store.ingest_local()?;
-        ingest.append(raw)?;
-        ingest.commit(Some(&digest.into()))?;
-        let algorithms = mentions.iter().map(|mention| mention.digest.algorithm()).chain([algorithm]);
-        let algorithms: std::collections::BTreeSet<Algorithm> = algorithms.collect();
-        for algorithm in algorithms {
-            self.store.blob_directory(algorithm).sync()?;
-        }
-        self.write("put a manifest", |transaction| {
-            self.put_rows(transaction, &put, &document, &mentions, tags, options)
-        })?;
-        self.store.inner.manifests.put(digest, raw.into());
-        Ok(put)
     }
 
     /// A manifest of this repository.
@@ -366,74 +260,6 @@ impl Repository {
             Ok(changed.map_err(StoreError::sql("lease a blob"))? > 0)
         })
     }
-
-    /// The files of what a manifest names, before anything is written. The rows are checked again, under the
-    /// lock; this finds what only a look at the disk can.
-    fn check_files(&self, manifest: &Digest, mentions: &[Mention]) -> Result<(), StoreError> {
-        let mut missing = Vec::new();
-        for mention in
-            mentions.iter().filter(|mention| matches!(mention.kind, MentionKind::Blob | MentionKind::Config))
-        {
-            if !self.store.has_file(&mention.digest)? {
-                missing.push(mention.digest);
-            }
-        }
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(StoreError::ContentMissing { manifest: *manifest, missing })
-        }
-    }
-
-    fn put_rows(
-        &self,
-        transaction: &Transaction<'_>,
-        put: &ManifestPut,
-        document: &ManifestOrIndex,
-        mentions: &[Mention],
-        tags: &[Tag],
-        options: &PutOptions,
-    ) -> Result<(), StoreError> {
-        let id = repository_id(transaction, &self.name)?;
-        self.check_precondition(transaction, id, tags, &put.digest, options.precondition)?;
-        let missing = missing(transaction, id, mentions, options)?;
-        if !missing.is_empty() {
-            return Err(StoreError::ContentMissing { manifest: put.digest, missing });
-        }
-        let failed = || StoreError::sql("put a manifest");
-        if blob_row(transaction, &put.digest).map_err(failed())?.is_none() {
-            return Err(StoreError::BlobUnknown(put.digest));
-        }
-        insert_manifest(transaction, id, put, document, mentions).map_err(failed())?;
-        for tag in tags {
-            set_tag_row(transaction, id, tag, &put.digest).map_err(failed())?;
-        }
-        if options.require == Require::BlobsInStore {
-            self.adopt(transaction, id, put, mentions).map_err(failed())?;
-        }
-        Ok(())
-    }
-
-    /// Makes the blobs a local manifest names the repository's, and gives back this session's leases on them:
-    /// the manifest holds them from now on.
-    fn adopt(
-        &self,
-        transaction: &Connection,
-        id: i64,
-        put: &ManifestPut,
-        mentions: &[Mention],
-    ) -> rusqlite::Result<()> {
-        for mention in mentions.iter().filter(|mention| mention.kind != MentionKind::Manifest) {
-            if blob_row(transaction, &mention.digest)?.is_some() {
-                link(transaction, id, &mention.digest, 0)?;
-            }
-        }
-        for digest in mentions.iter().map(|mention| &mention.digest).chain([&put.digest]) {
-            let sql = "DELETE FROM lease WHERE digest = ?1 AND holder = ?2";
-            run(transaction, sql, params![text(digest), self.store.inner.session])?;
-        }
-        Ok(())
-    }
 }
 
 impl Store {
@@ -446,116 +272,6 @@ impl Store {
         self.inner.manifests.put(*digest, raw.clone());
         Ok(raw)
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MentionKind {
-    Blob,
-    /// A layer that registries need not carry (image-spec, *Non-distributable Layers*).
-    Foreign,
-    Config,
-    Manifest,
-}
-
-impl MentionKind {
-    fn name(self) -> &'static str {
-        match self {
-            MentionKind::Blob => "blob",
-            MentionKind::Foreign => "foreign",
-            MentionKind::Config => "config",
-            MentionKind::Manifest => "manifest",
-        }
-    }
-}
-
-/// Content that a manifest names.
-#[derive(Clone, Debug)]
-struct Mention {
-    digest: Digest,
-    size: u64,
-    kind: MentionKind,
-}
-
-fn mentions(document: &ManifestOrIndex) -> Vec<Mention> {
-    let mention =
-        |descriptor: &Descriptor, kind| Mention { digest: descriptor.digest, size: descriptor.size, kind };
-    let layer_kind = |layer: &Descriptor| match layer.kind() {
-        MediaKind::Layer { foreign: true, .. } => MentionKind::Foreign,
-        _ => MentionKind::Blob,
-    };
-    match document {
-        ManifestOrIndex::Manifest(manifest) => {
-            let layers = manifest.layers().iter().map(|layer| mention(layer, layer_kind(layer)));
-            std::iter::once(mention(manifest.config(), MentionKind::Config)).chain(layers).collect()
-        }
-        ManifestOrIndex::Index(index) => {
-            index.manifests().iter().map(|child| mention(child, MentionKind::Manifest)).collect()
-        }
-    }
-}
-
-/// What of `mentions` a put with `options` lacks.
-fn missing(
-    connection: &Connection,
-    id: i64,
-    mentions: &[Mention],
-    options: &PutOptions,
-) -> Result<Vec<Digest>, StoreError> {
-    let blob_in_repository = "SELECT 1 FROM blob JOIN repository_blob ON repository_blob.digest = blob.digest
-        WHERE repository_blob.repository_id = ?1 AND blob.digest = ?2 AND blob.damaged IS NULL";
-    let blob_in_store = "SELECT 1 FROM blob WHERE ?1 = ?1 AND digest = ?2 AND damaged IS NULL";
-    let manifest = "SELECT 1 FROM manifest WHERE repository_id = ?1 AND digest = ?2";
-    let mut missing = Vec::new();
-    for mention in mentions.iter().filter(|mention| mention.kind != MentionKind::Foreign) {
-        let sql = match (mention.kind, options.require) {
-            (_, Require::Nothing) => continue,
-            (MentionKind::Manifest, _) if options.allow_sparse => continue,
-            (MentionKind::Manifest, _) => manifest,
-            (_, Require::BlobsInRepository) => blob_in_repository,
-            (_, Require::BlobsInStore) => blob_in_store,
-        };
-        let found = first(connection, sql, params![id, text(&mention.digest)], |_| Ok(()));
-        if found.map_err(StoreError::sql("look for what a manifest names"))?.is_none() {
-            missing.push(mention.digest);
-        }
-    }
-    Ok(missing)
-}
-
-fn insert_manifest(
-    connection: &Connection,
-    id: i64,
-    put: &ManifestPut,
-    document: &ManifestOrIndex,
-    mentions: &[Mention],
-) -> rusqlite::Result<()> {
-    let annotations = serde_json::to_string(document.annotations()).unwrap_or_else(|_| "{}".to_owned());
-    run(
-        connection,
-        "INSERT INTO manifest (repository_id, digest, media_type, size, subject, artifact_type, annotations,
-         pushed_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-         ON CONFLICT (repository_id, digest) DO UPDATE SET media_type = excluded.media_type,
-         pushed_at = excluded.pushed_at",
-        params![
-            id,
-            text(&put.digest),
-            put.media_type,
-            to_sql(put.size),
-            put.subject.as_ref().map(text),
-            document.artifact_type(),
-            annotations,
-            now()
-        ],
-    )?;
-    for mention in mentions {
-        run(
-            connection,
-            "INSERT INTO reference (repository_id, manifest, target, kind, size) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (repository_id, manifest, target, kind) DO NOTHING",
-            params![id, text(&put.digest), text(&mention.digest), mention.kind.name(), to_sql(mention.size)],
-        )?;
-    }
-    Ok(())
 }
 
 pub(super) fn set_tag_row(

@@ -4,7 +4,8 @@ use rusqlite::{Connection, params};
 
 use super::error::StoreError;
 use super::metadata::{first, from_sql, parsed, rows, run, text, to_sql};
-use super::repository::{Precondition, Repository, repository_id, set_tag_row};
+use super::put::Precondition;
+use super::repository::{Repository, repository_id, set_tag_row};
 use crate::digest::Digest;
 use crate::reference::Tag;
 

@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::str::FromStr;
 
-use rusqlite::params;
+use rusqlite::{Row, params};
 
 use super::error::StoreError;
 use super::ingest::Ingest;
@@ -146,9 +146,21 @@ impl Store {
         })
     }
 
-    /// A suspended upload's record; its size lags behind while a writer is at work.
+    /// A suspended upload's record, with the bytes that [`Store::resume`] would find. Takes no lock, so it never
+    /// stands in a writer's way; while one is at work, what it still buffers does not count.
     pub fn upload(&self, id: &UploadId) -> Result<Option<UploadRecord>, StoreError> {
-        Ok(self.uploads()?.into_iter().find(|record| record.id == *id))
+        let record = self.metadata().read("look up an upload", |connection| {
+            let sql = "SELECT id, repository, size, started_at, updated_at FROM upload WHERE id = ?1";
+            first(connection, sql, [id.to_string()], upload_record)
+                .map_err(StoreError::sql("look up an upload"))
+        })?;
+        let Some(mut record) = record else { return Ok(None) };
+        match fs::symlink_metadata(self.upload_path(id)) {
+            Ok(stat) => record.size = stat.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("look at", &self.upload_path(id), error)),
+        }
+        Ok(Some(record))
     }
 
     /// How many suspended uploads a repository has.
@@ -165,17 +177,7 @@ impl Store {
         self.metadata().read("list uploads", |connection| {
             let sql =
                 "SELECT id, repository, size, started_at, updated_at FROM upload ORDER BY started_at, id";
-            rows(connection, sql, [], |row| {
-                let named: Option<String> = row.get(1)?;
-                Ok(UploadRecord {
-                    id: parsed(row, 0)?,
-                    repository: named.map(|_| parsed(row, 1)).transpose()?,
-                    size: from_sql(row.get(2)?),
-                    started_at: row.get(3)?,
-                    updated_at: row.get(4)?,
-                })
-            })
-            .map_err(StoreError::sql("list uploads"))
+            rows(connection, sql, [], upload_record).map_err(StoreError::sql("list uploads"))
         })
     }
 
@@ -204,30 +206,37 @@ impl Store {
     }
 
     fn sweep_upload(&self, path: &Path, before: i64, dry_run: bool) -> Result<Option<u64>, StoreError> {
-        let Ok(file) = File::open(path) else { return Ok(None) };
-        if file.try_lock().is_err() || !names(path, &file) {
-            return Ok(None);
-        }
         let id =
             path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<UploadId>().ok());
-        if let Some(id) = id {
-            let kept = self.metadata().read("look up an upload", |connection| {
-                let sql = "SELECT 1 FROM upload WHERE id = ?1 AND updated_at >= ?2";
-                first(connection, sql, params![id.to_string(), before], |_| Ok(()))
-                    .map_err(StoreError::sql("look up an upload"))
-            })?;
-            if kept.is_some() {
-                return Ok(None);
-            }
+        // Looking before locking: a resume at this moment must not find the upload busy.
+        if self.is_upload_kept(id.as_ref(), before)? {
+            return Ok(None);
+        }
+        let Ok(file) = File::open(path) else { return Ok(None) };
+        if file.try_lock().is_err() || !names(path, &file) || self.is_upload_kept(id.as_ref(), before)? {
+            return Ok(None);
         }
         let freed = file.metadata().map(|stat| stat.len()).unwrap_or(0);
         if !dry_run {
             if let Some(id) = id {
                 self.forget_upload(&id)?;
             }
-            fs::remove_file(path).map_err(StoreError::at("remove", path))?;
+            match fs::remove_file(path) {
+                // It was a collected blob, and its collector was quicker.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                result => result.map_err(StoreError::at("remove", path))?,
+            }
         }
         Ok(Some(freed))
+    }
+
+    fn is_upload_kept(&self, id: Option<&UploadId>, before: i64) -> Result<bool, StoreError> {
+        let Some(id) = id else { return Ok(false) };
+        self.metadata().read("look up an upload", |connection| {
+            let sql = "SELECT 1 FROM upload WHERE id = ?1 AND updated_at >= ?2";
+            let kept = first(connection, sql, params![id.to_string(), before], |_| Ok(()));
+            Ok(kept.map_err(StoreError::sql("look up an upload"))?.is_some())
+        })
     }
 
     fn suspended(&self, id: &UploadId) -> Result<Option<Suspended>, StoreError> {
@@ -246,6 +255,18 @@ impl Store {
             .map_err(StoreError::sql("look up an upload"))
         })
     }
+}
+
+/// Reads a row of `id, repository, size, started_at, updated_at`.
+fn upload_record(row: &Row<'_>) -> rusqlite::Result<UploadRecord> {
+    let named: Option<String> = row.get(1)?;
+    Ok(UploadRecord {
+        id: parsed(row, 0)?,
+        repository: named.map(|_| parsed(row, 1)).transpose()?,
+        size: from_sql(row.get(2)?),
+        started_at: row.get(3)?,
+        updated_at: row.get(4)?,
+    })
 }
 
 fn lock(file: &File, id: &UploadId) -> Result<(), StoreError> {

@@ -21,31 +21,39 @@ pub(super) fn pipe() -> (Sender<Piece>, Receiver<Piece>) {
     channel(PIECES_MAX)
 }
 
-/// The reading end of a download. Ends when the sender is dropped after the last piece; a sender that vanishes
-/// earlier must have sent an error.
+/// The reading end of a download of known length.
 #[derive(Debug)]
-pub(super) struct PipeReader {
+pub(super) struct PipeReader<K> {
     pieces: Receiver<Piece>,
     current: Bytes,
+    left_bytes: u64,
+    /// What the sender needs to live as long as the reader.
+    _keep: K,
 }
 
-impl PipeReader {
-    /// Reads what comes out of `pieces`. To be used outside of asynchronous code only.
-    pub(super) fn new(pieces: Receiver<Piece>) -> PipeReader {
-        PipeReader { pieces, current: Bytes::new() }
+impl<K> PipeReader<K> {
+    /// Reads the `length` bytes that come out of `pieces`, and keeps `keep` until they have been read. To be
+    /// used outside of asynchronous code only.
+    pub(super) fn new(pieces: Receiver<Piece>, length: u64, keep: K) -> PipeReader<K> {
+        PipeReader { pieces, current: Bytes::new(), left_bytes: length, _keep: keep }
     }
 }
 
-impl Read for PipeReader {
+impl<K> Read for PipeReader<K> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.current.is_empty() {
             match self.pieces.blocking_recv() {
                 Some(piece) => self.current = piece?,
-                None => return Ok(0),
+                None if self.left_bytes == 0 => return Ok(0),
+                // The sender is gone without a reason: the client's runtime ended under it.
+                None => {
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the download was given up"));
+                }
             }
         }
         let count = buffer.len().min(self.current.len());
         buffer[..count].copy_from_slice(&self.current.split_to(count));
+        self.left_bytes = self.left_bytes.saturating_sub(count as u64);
         Ok(count)
     }
 }
@@ -164,10 +172,20 @@ mod tests {
             assert!(matches!(feed(&mut &content[..5], 6, &sender), Fed::Source(_)));
         });
         let mut out = Vec::new();
-        let error = PipeReader::new(receiver).read_to_end(&mut out).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let error = PipeReader::new(receiver, u64::MAX, ()).read_to_end(&mut out).unwrap_err();
+        assert!(!error.to_string().contains("given up"), "{error}");
         assert_eq!(out.len(), 3 * PIECE_BYTES + 5);
         feeder.join().unwrap();
+    }
+
+    #[test]
+    fn a_sender_that_vanishes_is_not_the_end() {
+        for (length, whole) in [(0, true), (1, false)] {
+            let (sender, receiver) = pipe();
+            drop(sender);
+            let read = PipeReader::new(receiver, length, ()).read_to_end(&mut Vec::new());
+            assert_eq!(read.is_ok(), whole);
+        }
     }
 
     #[test]

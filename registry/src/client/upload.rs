@@ -32,8 +32,11 @@ use super::wire::{Request, network, protocol};
 /// Opens the content of a blob at an offset. Called again for every new attempt.
 pub type BlobOpener<'a> = dyn FnMut(u64) -> io::Result<Box<dyn Read + Send + 'a>> + 'a;
 
-/// Size of chunks where a whole blob is too large for one request. The strictest common proxy takes 100 MB.
+/// Size of chunks, or half the blob's, where the whole is too large for one request; it halves while that is
+/// not enough. The strictest common proxy takes 100 MB.
 const CHUNK_BYTES: u64 = 64 * 1024 * 1024;
+/// Chunks are not made smaller than this, even where they are still found too large.
+const CHUNK_BYTES_MIN: u64 = 1024 * 1024;
 /// Largest `OCI-Chunk-Min-Length` obeyed; real ones are 5 or 10 MiB, for object stores.
 const CHUNK_MIN_BYTES_MAX: u64 = 5 * 1024 * 1024 * 1024;
 /// Most attempts for one blob in all, even if each brings it a little further.
@@ -88,6 +91,12 @@ pub(super) async fn mount(
     }
 }
 
+/// Gives up an upload that is not needed. Registries may not know how to, and then forget it after a while.
+pub(super) async fn cancel(session: &Session, name: &RepositoryName, upload: &UploadSession) {
+    let request = Request::new(Method::DELETE, upload.url.clone(), "an upload that is not needed");
+    let _ = session.send(&Access::push(name), &request).await;
+}
+
 /// One blob on its way out.
 pub(super) struct Upload<'a, 'o> {
     client: &'a Client,
@@ -125,8 +134,7 @@ impl<'a, 'o> Upload<'a, 'o> {
                 Err(error) => error,
             };
             match &error {
-                ClientError::Refused { status: 413, .. } if self.chunk_bytes.is_none() => {
-                    self.chunk_bytes = Some(CHUNK_BYTES);
+                ClientError::Refused { status: 413, .. } if self.halve_chunks() => {
                     upload = None;
                     continue;
                 }
@@ -148,6 +156,16 @@ impl<'a, 'o> Upload<'a, 'o> {
         }
         let url = self.session.endpoint.uploads(self.name);
         Err(protocol(&url, &self.what, format!("the upload broke off {ATTEMPTS_MAX} times")))
+    }
+
+    /// Smaller requests, if there is any point in it.
+    fn halve_chunks(&mut self) -> bool {
+        let half = (self.chunk_bytes.unwrap_or(self.blob.size) / 2).min(CHUNK_BYTES);
+        if half < CHUNK_BYTES_MIN {
+            return false;
+        }
+        self.chunk_bytes = Some(half);
+        true
     }
 
     /// Asks how far a broken upload came. `None`: begin anew.

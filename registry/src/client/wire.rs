@@ -322,18 +322,19 @@ pub(super) fn network(url: &Url, what: &str, error: &reqwest::Error) -> ClientEr
     }
 }
 
-/// The TLS error within `error`, if there is one. `io::Error` hides what it wraps from `source()`.
+/// The TLS error within `error`, if there is one.
 fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
     let mut next = error.source();
     while let Some(error) = next {
-        let wrapped = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
-        if let Some(found) = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            return Some(found);
-        }
         if let Some(found) = error.downcast_ref::<rustls::Error>() {
             return Some(found);
         }
-        next = error.source();
+        // `io::Error` hides what it wraps from `source()`, and one may wrap another.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match wrapped {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
     }
     None
 }

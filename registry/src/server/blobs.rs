@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH,
-    IF_RANGE, RANGE,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue,
+    IF_NONE_MATCH, IF_RANGE, RANGE,
 };
 use hyper::{Method, Response, StatusCode};
 use rimg_formats::digest::Digest;
@@ -32,7 +32,8 @@ pub(super) async fn get(
     call: Call,
 ) -> Result<Reply, ApiError> {
     let repository = ImageName::from(name);
-    let blob = state.run(move |store| find(store, &repository, &digest)).await?.ok_or_else(|| unknown(&digest))?;
+    let blob =
+        state.run(move |store| find(store, &repository, &digest)).await?.ok_or_else(|| unknown(&digest))?;
     let known = EntityTags::from(&call.headers, IF_NONE_MATCH)?;
     if known.is_some_and(|known| known.contains(&digest)) {
         return Ok(describe(empty(StatusCode::NOT_MODIFIED), &digest));

@@ -22,7 +22,10 @@ pub(super) async fn tags(state: &Arc<State>, name: RepositoryName, call: Call) -
         // One more than asked for tells whether there is a next page.
         let tags = if entries == 0 { Vec::new() } else { repository.tags(after.as_deref(), entries + 1)? };
         if tags.is_empty() && !repository.exists()? {
-            return Err(ApiError::not_found(Code::NameUnknown, format!("no repository {}", repository.name())));
+            return Err(ApiError::not_found(
+                Code::NameUnknown,
+                format!("no repository {}", repository.name()),
+            ));
         }
         Ok(tags)
     };

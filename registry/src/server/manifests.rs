@@ -5,11 +5,15 @@
 
 use std::sync::Arc;
 
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
+use hyper::header::{
+    CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH,
+};
 use hyper::{Method, Response, StatusCode};
 use rimg_formats::manifest::MANIFEST_BYTES_MAX;
 use rimg_formats::reference::{ImageName, RepositoryName, Tag};
-use rimg_formats::store::{ManifestPut, Precondition, PutOptions, Repository, Require, Store, StoreError, StoredManifest};
+use rimg_formats::store::{
+    ManifestPut, Precondition, PutOptions, Repository, Require, Store, StoreError, StoredManifest,
+};
 
 use super::State;
 use super::body::Body;
@@ -212,8 +216,8 @@ impl Conditions {
         }
         let current = repository.resolve(tag)?;
         let matches = |tags: &EntityTags| current.as_ref().is_some_and(|current| tags.contains(current));
-        let holds = self.must_be.as_ref().is_none_or(matches)
-            && !self.must_not_be.as_ref().is_some_and(matches);
+        let holds =
+            self.must_be.as_ref().is_none_or(matches) && !self.must_not_be.as_ref().is_some_and(matches);
         if !holds {
             let what = format!("tag {}:{tag}", repository.name());
             return Err(StoreError::PreconditionFailed { what, current }.into());

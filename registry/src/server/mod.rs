@@ -156,7 +156,10 @@ impl Server {
 
 impl State {
     /// Runs a short piece of work on the blocking threads, when a permit is free.
-    async fn run<T, E>(&self, work: impl FnOnce(&Store) -> Result<T, E> + Send + 'static) -> Result<T, ApiError>
+    async fn run<T, E>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, ApiError>
     where
         T: Send + 'static,
         E: Into<ApiError> + Send + 'static,

@@ -180,7 +180,8 @@ struct Writer {
 
 impl Writer {
     async fn start(&mut self, state: &State, parts: Vec<Bytes>) {
-        let (Ok(permit), Some(mut ingest)) = (state.jobs.clone().acquire_owned().await, self.idle.take()) else {
+        let (Ok(permit), Some(mut ingest)) = (state.jobs.clone().acquire_owned().await, self.idle.take())
+        else {
             return;
         };
         self.busy = Some(tokio::task::spawn_blocking(move || {

@@ -59,7 +59,8 @@ impl Page {
         let head = format!("{{\"schemaVersion\":2,\"mediaType\":\"{OCI_INDEX}\",\"manifests\":[");
         let mut document = head.clone();
         let mut previous = None;
-        for descriptor in found.iter().filter(|descriptor| last.is_none_or(|last| descriptor.digest > *last)) {
+        for descriptor in found.iter().filter(|descriptor| last.is_none_or(|last| descriptor.digest > *last))
+        {
             let entry = serde_json::to_string(descriptor).map_err(ApiError::internal)?;
             if previous.is_some() && document.len() + entry.len() + ",]}".len() > REFERRERS_BYTES_MAX {
                 document.push_str("]}");

@@ -144,10 +144,7 @@ mod tests {
             ("/v2/_catalog".to_owned(), Route::Catalog),
             (format!("/v2/a/blobs/{digest}"), Route::Blob { name: name("a"), digest }),
             (format!("/v2/a/b/c/blobs/{encoded}"), Route::Blob { name: name("a/b/c"), digest }),
-            (
-                format!("/v2/a/manifests/blobs/{digest}"),
-                Route::Blob { name: name("a/manifests"), digest },
-            ),
+            (format!("/v2/a/manifests/blobs/{digest}"), Route::Blob { name: name("a/manifests"), digest }),
             (
                 "/v2/a/blobs/uploads/manifests/v1".to_owned(),
                 Route::Manifest { name: name("a/blobs/uploads"), version: tag("v1") },

@@ -35,10 +35,9 @@ pub(super) async fn start(state: &Arc<State>, name: RepositoryName, call: Call) 
             None => open(state, name, digest.algorithm()).await,
         },
         Ok(Start::Session(algorithm)) => open(state, name, algorithm).await,
-        Ok(Start::Whole(digest)) => in_task(state, call, |state, call, place| {
-            receive_whole(state, name, digest, call, place)
-        })
-        .await,
+        Ok(Start::Whole(digest)) => {
+            in_task(state, call, |state, call, place| receive_whole(state, name, digest, call, place)).await
+        }
     }
 }
 
@@ -173,16 +172,12 @@ fn closing_digest(call: &Call) -> Result<Digest, ApiError> {
 pub(super) async fn status(state: &Arc<State>, name: RepositoryName, id: String) -> Result<Reply, ApiError> {
     let id = parse_id(&id)?;
     let repository = ImageName::from(name.clone());
-    // Taking the session up for a moment counts bytes that a server killed since then had written.
-    let taken = move |store: &Store| -> Result<u64, StoreError> {
-        let ingest = store.repository(&repository).resume(&id)?;
-        let length = ingest.len();
-        ingest.suspend()?;
-        Ok(length)
-    };
-    let length = match state.sessions.progress(&id, &ImageName::from(name.clone())) {
+    let length = match state.sessions.progress(&id, &repository) {
         Some(length) => length,
-        None => state.run(taken).await?,
+        None => {
+            let record = state.run(move |store| store.upload(&id)).await?;
+            record.filter(|record| record.repository == Some(repository)).ok_or_else(unknown)?.size
+        }
     };
     Ok(progress(StatusCode::NO_CONTENT, &name, &id, length))
 }
@@ -222,7 +217,8 @@ async fn receive_whole(
     place: OwnedSemaphorePermit,
 ) -> Result<Reply, ApiError> {
     let repository = ImageName::from(name.clone());
-    let ingest = state.run(move |store| store.repository(&repository).ingest_with(digest.algorithm())).await?;
+    let ingest =
+        state.run(move |store| store.repository(&repository).ingest_with(digest.algorithm())).await?;
     let at_most = state.options.limits.blob_bytes;
     let (ingest, outcome) = fill(&state, ingest, call, Allowance { exact: None, at_most }).await?;
     outcome?;
@@ -367,7 +363,9 @@ fn progress(status: StatusCode, name: &RepositoryName, id: &UploadId, length: u6
 }
 
 fn with_place(refused: ApiError, name: &RepositoryName, id: &UploadId, length: u64) -> ApiError {
-    place(name, id, length).into_iter().fold(refused, |refused, (header, value)| refused.with_header(header, value))
+    place(name, id, length)
+        .into_iter()
+        .fold(refused, |refused, (header, value)| refused.with_header(header, value))
 }
 
 /// `Range` counts inclusively, so nothing at all reads like one byte; that is how registries have always put it,

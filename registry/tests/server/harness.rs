@@ -45,7 +45,8 @@ impl Registry {
     }
 
     fn run(&mut self) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let server = runtime.block_on(Server::bind(self.store(), self.options.clone())).unwrap();
         let address = server.local_addr();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -169,7 +170,9 @@ impl Registry {
 
     /// Pushes the blobs of a small image that `seed` makes unlike others; its manifest, not yet put.
     pub(crate) fn image(&self, name: &str, seed: &str) -> Vec<u8> {
-        let config = format!(r#"{{"os":"linux","architecture":"amd64","rootfs":{{"type":"layers","diff_ids":[]}},"seed":"{seed}"}}"#);
+        let config = format!(
+            r#"{{"os":"linux","architecture":"amd64","rootfs":{{"type":"layers","diff_ids":[]}},"seed":"{seed}"}}"#
+        );
         let config_digest = self.push(name, config.as_bytes());
         let layer_digest = self.push(name, seed.as_bytes());
         manifest(&config_digest, config.len(), &layer_digest, seed.len(), "")
@@ -185,7 +188,13 @@ impl Drop for Registry {
 }
 
 /// An OCI image manifest; `extra` is put among its fields, with a comma in front.
-pub(crate) fn manifest(config: &Digest, config_size: usize, layer: &Digest, layer_size: usize, extra: &str) -> Vec<u8> {
+pub(crate) fn manifest(
+    config: &Digest,
+    config_size: usize,
+    layer: &Digest,
+    layer_size: usize,
+    extra: &str,
+) -> Vec<u8> {
     format!(
         r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":{config_size}}},"layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"{layer}","size":{layer_size}}}]{extra}}}"#
     )
@@ -210,8 +219,6 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-    /// The connection ended before the announced length.
-    pub(crate) is_cut: bool,
 }
 
 impl Answer {
@@ -262,7 +269,8 @@ pub(crate) fn read_answer(stream: &mut TcpStream, method: &str) -> Answer {
         .map(|line| line.split_once(':').unwrap())
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let length = headers.iter().find(|(name, _)| name == "content-length").map(|(_, value)| value.parse().unwrap());
+    let length =
+        headers.iter().find(|(name, _)| name == "content-length").map(|(_, value)| value.parse().unwrap());
     let length: usize = if method == "HEAD" || status == 304 { 0 } else { length.unwrap_or(0) };
     while body.len() < length {
         match stream.read(&mut block) {
@@ -270,6 +278,6 @@ pub(crate) fn read_answer(stream: &mut TcpStream, method: &str) -> Answer {
             Ok(count) => body.extend_from_slice(&block[..count]),
         }
     }
-    let is_cut = body.len() < length;
-    Answer { status, headers, body, is_cut }
+    assert_eq!(body.len(), length, "the answer was cut off");
+    Answer { status, headers, body }
 }

@@ -12,7 +12,10 @@ fn the_base() {
     let registry = Registry::start();
     for target in ["/v2", "/v2/"] {
         let answer = registry.get(target);
-        assert_eq!((answer.status, answer.header("docker-distribution-api-version")), (200, Some("registry/2.0")));
+        assert_eq!(
+            (answer.status, answer.header("docker-distribution-api-version")),
+            (200, Some("registry/2.0"))
+        );
         assert_eq!(registry.head(target).status, 200);
     }
 }
@@ -87,7 +90,8 @@ fn broken_http() {
         "nonsense\r\n\r\n".to_owned(),
         "GET /v2/ HTTP/9.9\r\n\r\n".to_owned(),
         "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n".to_owned(),
-        "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello".to_owned(),
+        "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"
+            .to_owned(),
         format!("GET /v2/ HTTP/1.1\r\nHost: x\r\n{many_headers}\r\n"),
         format!("GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "y".repeat(1 << 20)),
     ];

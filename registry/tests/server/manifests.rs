@@ -8,9 +8,12 @@ use crate::harness::{ALGORITHMS, OCI_INDEX, OCI_MANIFEST, Registry, manifest, no
 fn index(children: &[(&str, &Digest, usize)]) -> Vec<u8> {
     let children: Vec<String> = children
         .iter()
-        .map(|(media_type, digest, size)| format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{size}}}"#))
+        .map(|(media_type, digest, size)| {
+            format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{size}}}"#)
+        })
         .collect();
-    format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#, children.join(",")).into_bytes()
+    format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#, children.join(","))
+        .into_bytes()
 }
 
 #[test]
@@ -121,8 +124,12 @@ fn docker_images_are_welcome() {
     assert_eq!(registry.get("/v2/a/manifests/list").header("content-type"), Some(list_type));
     assert_eq!(registry.get("/v2/a/manifests/v2").header("content-type"), Some(manifest_type));
     let schema1 = br#"{"schemaVersion":1,"name":"a","tag":"v1","fsLayers":[]}"#;
-    let answer =
-        registry.put_manifest("a", "v1", "application/vnd.docker.distribution.manifest.v1+prettyjws", schema1);
+    let answer = registry.put_manifest(
+        "a",
+        "v1",
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        schema1,
+    );
     assert_eq!(answer.refusal(), (400, "MANIFEST_INVALID".to_owned()));
 }
 

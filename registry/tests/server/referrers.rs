@@ -7,7 +7,8 @@ use crate::harness::{OCI_INDEX, OCI_MANIFEST, Registry};
 
 fn artifact(registry: &Registry, subject: &Digest, artifact_type: Option<&str>, tag: &str) -> Digest {
     let config = registry.push("a", b"{}");
-    let artifact_type = artifact_type.map(|named| format!(r#""artifactType":"{named}","#)).unwrap_or_default();
+    let artifact_type =
+        artifact_type.map(|named| format!(r#""artifactType":"{named}","#)).unwrap_or_default();
     let raw = format!(
         r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}",{artifact_type}"config":{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"{config}","size":2}},"layers":[],"subject":{{"mediaType":"{OCI_MANIFEST}","digest":"{subject}","size":7}},"annotations":{{"tag":"{tag}"}}}}"#
     );
@@ -34,7 +35,7 @@ fn of_a_subject_that_is_there_or_not() {
         assert!(listed(&registry, &target).is_empty());
         let signature = artifact(&registry, &subject, Some("application/vnd.x+json"), &subject.hex()[..8]);
         let plain = artifact(&registry, &subject, None, &subject.hex()[..9]);
-        let mut expected = vec![signature, plain];
+        let mut expected = [signature, plain];
         expected.sort();
         let all = listed(&registry, &target);
         let digests: Vec<&str> = all.iter().map(|entry| entry["digest"].as_str().unwrap()).collect();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rimg_formats::digest::Digest;
 
 use crate::harness::{Registry, noise};
-use crate::uploads::wait_for_length;
+use crate::uploads::{wait_for_length, wait_for_progress};
 
 #[test]
 fn an_upload_goes_on_after_a_restart() {
@@ -17,7 +17,8 @@ fn an_upload_goes_on_after_a_restart() {
     registry.restart();
     let status = registry.get(&location);
     assert_eq!((status.status, status.header("range")), (204, Some("0-249999")));
-    let answer = registry.send("PATCH", &location, &[("Content-Range", "250000-599999")], &content[250_000..]);
+    let answer =
+        registry.send("PATCH", &location, &[("Content-Range", "250000-599999")], &content[250_000..]);
     assert_eq!(answer.status, 202);
     let digest = Digest::sha256(&content);
     assert_eq!(registry.send("PUT", &format!("{location}?digest={digest}"), &[], b"").status, 201);
@@ -35,7 +36,7 @@ fn a_shutdown_keeps_what_has_arrived() {
     let head = format!("PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&content[..200_000]).unwrap();
-    while registry.get(&location).header("range") == Some("0-0") {}
+    wait_for_progress(&registry, &location);
     registry.restart();
     let range = registry.get(&location).header("range").unwrap().to_owned();
     let kept: usize = range.strip_prefix("0-").unwrap().parse::<usize>().unwrap() + 1;

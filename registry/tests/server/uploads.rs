@@ -88,14 +88,19 @@ fn in_chunks_with_the_last_one_in_the_put_or_not() {
             let mut start = 0;
             for end in ends {
                 let range = format!("{start}-{}", end - 1);
-                let answer = registry.send("PATCH", &location, &[("Content-Range", &range)], &content[start..end]);
-                assert_eq!((answer.status, answer.header("range")), (202, Some(format!("0-{}", end - 1).as_str())));
+                let answer =
+                    registry.send("PATCH", &location, &[("Content-Range", &range)], &content[start..end]);
+                assert_eq!(
+                    (answer.status, answer.header("range")),
+                    (202, Some(format!("0-{}", end - 1).as_str()))
+                );
                 start = end;
             }
             let range = format!("{start}-{}", content.len().max(start + 1) - 1);
             let headers = [("Content-Range", range.as_str())];
             let headers = if last_in_put { &headers[..] } else { &[] };
-            let answer = registry.send("PUT", &format!("{location}?digest={digest}"), headers, &content[start..]);
+            let answer =
+                registry.send("PUT", &format!("{location}?digest={digest}"), headers, &content[start..]);
             assert_created(&registry, &answer, &digest, &content);
         }
     }
@@ -192,7 +197,8 @@ fn an_upload_belongs_to_its_repository() {
     let location = registry.open_upload("a");
     let elsewhere = location.replace("/v2/a/", "/v2/b/");
     for method in ["GET", "PATCH", "PUT", "DELETE"] {
-        let answer = registry.send(method, &format!("{elsewhere}?digest={}", Digest::sha256(b"x")), &[], b"x");
+        let answer =
+            registry.send(method, &format!("{elsewhere}?digest={}", Digest::sha256(b"x")), &[], b"x");
         assert_eq!(answer.refusal(), (404, "BLOB_UPLOAD_UNKNOWN".to_owned()), "{method}");
     }
     assert_eq!(registry.get(&location).header("range"), Some("0-0"));
@@ -304,6 +310,17 @@ pub(crate) fn wait_for_length(registry: &Registry, location: &str, length: usize
     panic!("the upload never had {length} bytes: {:?}", registry.get(location));
 }
 
+/// Asks for the state of an upload until something has arrived.
+pub(crate) fn wait_for_progress(registry: &Registry, location: &str) {
+    for _ in 0..2000 {
+        if registry.get(location).header("range") != Some("0-0") {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    panic!("nothing of the upload ever arrived");
+}
+
 #[test]
 fn a_dropped_patch_keeps_every_byte_that_arrived() {
     let registry = Registry::start();
@@ -326,7 +343,7 @@ fn of_two_writers_one_is_told_to_come_back() {
     let location = registry.open_upload("a");
     let mut first = begin_patch(&registry, &location, content.len(), &content[..400_000]);
     // The first has begun once its progress shows.
-    while registry.get(&location).header("range") == Some("0-0") {}
+    wait_for_progress(&registry, &location);
     for method in ["PATCH", "DELETE"] {
         let second = registry.send(method, &location, &[], b"");
         assert_eq!(second.refusal(), (409, "BLOB_UPLOAD_INVALID".to_owned()), "{method}");
@@ -344,7 +361,7 @@ fn uploads_at_once_are_bounded() {
     let location = registry.open_upload("a");
     let other = registry.open_upload("a");
     let mut first = begin_patch(&registry, &location, 200_000, &noise(100_000, 1));
-    while registry.get(&location).header("range") == Some("0-0") {}
+    wait_for_progress(&registry, &location);
     let refused = registry.send("PATCH", &other, &[], b"x");
     assert_eq!(refused.refusal(), (429, "TOOMANYREQUESTS".to_owned()));
     first.write_all(&noise(100_000, 2)).unwrap();

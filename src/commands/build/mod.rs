@@ -1,18 +1,31 @@
 //! `rimg build`: an image from a Buildfile.
 
+mod bases;
 mod output;
+mod show;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
+use rimg_builder::diagnostic::{Diagnostic, Style, render_all};
+use rimg_builder::engine::{BuildError, BuildOptions, BuildResult, Builder};
+use rimg_builder::source::SourceFile;
+use rimg_formats::epoch::Epoch;
+use rimg_formats::layer::LayerCompression;
 use rimg_formats::platform::Platform;
 use rimg_formats::reference::Reference;
+use serde_json::json;
 
-use crate::failure::Failure;
-use crate::progress;
+use self::bases::StoreThenRegistry;
+use self::show::Steps;
+use super::remote::RemoteArgs;
+use crate::failure::{Context, Failure};
+use crate::progress::{self, Display};
 use crate::session::Session;
+use crate::terminal::{colour_on_stderr, note, print_json, print_line};
 
-/// The names a build looks for when none is given, best first.
-const DEFAULT_NAMES: [&str; 4] = ["Buildfile", "Dockerfile", "dockerfile", "Containerfile"];
+/// Largest secret: they are keys and tokens.
+const SECRET_BYTES_MAX: u64 = 500 << 10;
 
 /// Flags of `rimg build`.
 #[derive(Debug, clap::Args)]
@@ -101,4 +114,132 @@ enum Timestamps {
     Constant,
     /// The files' own.
     Preserve,
+}
+
+pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
+    let options = options(&args)?;
+    let store = session.store()?;
+    let source = options.buildfile.clone();
+    let remote = RemoteArgs { plain_http: args.plain_http, parallel: 4, ..RemoteArgs::default() };
+    let display = Display::new(if args.quiet { progress::Mode::Quiet } else { args.progress });
+    let images = StoreThenRegistry { store: store.clone(), remote, always_pull: args.pull, display: &display };
+    let builder = Builder::new(store.clone(), &images, options);
+    let needs_sandbox = builder.needs_sandbox().map_err(|error| explain(&error, &source))?;
+    if needs_sandbox {
+        super::rootless::enter()?;
+    }
+    let steps = Steps::new(&display, &source, args.explain);
+    let result = builder.build(&|event| steps.show(event)).map_err(|error| explain(&error, &source))?;
+    for spec in &args.output {
+        output::write(&store, &result, spec)?;
+    }
+    tell(session, &args, &result)
+}
+
+/// The digest, for the file and for standard output.
+fn tell(session: &Session, args: &BuildArgs, result: &BuildResult) -> Result<(), Failure> {
+    let digest = result.manifest.digest.to_string();
+    if let Some(path) = &args.iidfile {
+        std::fs::write(path, &digest).context(format!("failed to write {}", path.display()))?;
+    }
+    if args.output.iter().any(|spec| spec.dest == Path::new("-")) {
+        return Ok(());
+    }
+    match session.json() {
+        true => print_json(&json!({
+            "digest": digest,
+            "configDigest": result.config,
+            "layers": result.layers.iter().map(|(layer, _)| layer).collect::<Vec<_>>(),
+        })),
+        false => print_line(&digest),
+    }
+}
+
+/// Mistakes in the Buildfile are shown with its lines.
+fn explain(error: &BuildError, source: &SourceFile) -> Failure {
+    let diagnostics: &[Diagnostic] = error.diagnostics();
+    if diagnostics.is_empty() {
+        return Failure::new(error);
+    }
+    let style = if colour_on_stderr() { Style::Colour } else { Style::Plain };
+    note(render_all(diagnostics, source, style).trim_end());
+    Failure::told(1)
+}
+
+fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
+    if args.context == Path::new("-") {
+        return Err(Failure::usage("a context on standard input is not supported yet: unpack it into a folder"));
+    }
+    if !args.context.is_dir() {
+        return Err(Failure::new(format!("the context `{}` is not a folder", args.context.display()))
+            .hint("give the folder that COPY reads from, such as `rimg build .`"));
+    }
+    let mut options = BuildOptions::for_context(&args.context, args.file.as_deref())?;
+    options.target = args.target.clone();
+    options.tags = args.tag.clone();
+    options.no_cache = args.no_cache;
+    options.threads = args.threads.map_or(0, usize::from);
+    options.platform = args.platform.clone().unwrap_or_else(Platform::host);
+    options.compression = compression(args)?;
+    options.timestamps = match args.timestamps {
+        Timestamps::Constant => rimg_builder::engine::Timestamps::Constant,
+        Timestamps::Preserve => rimg_builder::engine::Timestamps::Preserve,
+    };
+    options.epoch_is_given = std::env::var_os("SOURCE_DATE_EPOCH").is_some_and(|value| !value.is_empty());
+    options.epoch = Epoch::from_environment()?;
+    for argument in &args.build_arg {
+        let given = match argument.split_once('=') {
+            Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+            None => std::env::var(argument).ok().map(|value| (argument.clone(), value)),
+        };
+        options.build_args.extend(given);
+    }
+    for label in &args.label {
+        let (name, value) = label.split_once('=').unwrap_or((label, ""));
+        options.labels.insert(name.to_owned(), value.to_owned());
+    }
+    options.secrets = args.secret.iter().map(|spec| secret(spec)).collect::<Result<BTreeMap<_, _>, _>>()?;
+    Ok(options)
+}
+
+fn compression(args: &BuildArgs) -> Result<LayerCompression, Failure> {
+    let level = args.compression_level;
+    let refuse = |most: u8| Failure::usage(format!("--compression-level goes up to {most} with this compression"));
+    Ok(match (args.compression, level) {
+        (CompressionChoice::Gzip, None) => LayerCompression::GZIP_DEFAULT,
+        (CompressionChoice::Gzip, Some(level)) if level <= 12 => LayerCompression::Gzip { level },
+        (CompressionChoice::Gzip, Some(_)) => return Err(refuse(12)),
+        (CompressionChoice::Zstd, None) => LayerCompression::ZSTD_DEFAULT,
+        (CompressionChoice::Zstd, Some(level)) if level <= 22 => LayerCompression::Zstd { level },
+        (CompressionChoice::Zstd, Some(_)) => return Err(refuse(22)),
+        (CompressionChoice::None, None) => LayerCompression::None,
+        (CompressionChoice::None, Some(_)) => return Err(refuse(0)),
+    })
+}
+
+/// `--secret id=NAME[,src=FILE|,env=VARIABLE]`, docker's grammar.
+fn secret(spec: &str) -> Result<(String, Vec<u8>), Failure> {
+    let (mut id, mut file, mut variable) = (None, None, None);
+    for field in spec.split(',') {
+        match field.split_once('=') {
+            Some(("id", value)) => id = Some(value.to_owned()),
+            Some(("src" | "source", value)) => file = Some(PathBuf::from(value)),
+            Some(("env", value)) => variable = Some(value.to_owned()),
+            Some(("type", "file" | "env")) => {}
+            _ => return Err(Failure::usage(format!("`{field}` is not understood in --secret: use id=, src= or env="))),
+        }
+    }
+    let id = id.filter(|id| !id.is_empty()).ok_or_else(|| Failure::usage("--secret needs id=NAME"))?;
+    if let Some(path) = file {
+        let shown = path.display();
+        let size = std::fs::metadata(&path).context(format!("failed to read the secret {shown}"))?.len();
+        if size > SECRET_BYTES_MAX {
+            return Err(Failure::new(format!("the secret {shown} has {size} bytes; at most {SECRET_BYTES_MAX} are taken")));
+        }
+        return Ok((id, std::fs::read(&path).context(format!("failed to read the secret {shown}"))?));
+    }
+    let variable = variable.unwrap_or_else(|| id.clone());
+    let value = std::env::var(&variable);
+    let missing = |_| Failure::new(format!("the secret `{id}` has neither src= nor an environment variable `{variable}`"));
+    Ok((id.clone(), value.map_err(missing)?.into_bytes()))
 }

@@ -1,6 +1,15 @@
 //! `--output`: where a build's result goes besides the store. Docker's grammar: `type=oci,dest=app.tar`, or a path.
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::PathBuf;
+
+use rimg_builder::engine::BuildResult;
+use rimg_formats::archive;
+use rimg_formats::store::{ResolvedImage, Store};
+use rimg_formats::transfer::CopyOptions;
+
+use crate::failure::{Context, Failure};
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +60,33 @@ pub(crate) fn parse(text: &str) -> Result<OutputSpec, String> {
         }
         (Some(dest), kind) => Ok(OutputSpec { kind, dest }),
     }
+}
+
+/// Writes a build's result.
+pub(crate) fn write(store: &Store, result: &BuildResult, spec: &OutputSpec) -> Result<(), Failure> {
+    match spec.kind {
+        OutputKind::Oci | OutputKind::Docker => write_archive(store, result, spec),
+        OutputKind::Tar | OutputKind::Local => Err(Failure::new("type=tar and type=local are not supported yet")),
+    }
+}
+
+fn write_archive(store: &Store, result: &BuildResult, spec: &OutputSpec) -> Result<(), Failure> {
+    let image = |(name, tag): &(_, _)| ResolvedImage {
+        name: Clone::clone(name),
+        tag: Clone::clone(tag),
+        digest: result.manifest.digest,
+        media_type: result.manifest.media_type.clone(),
+    };
+    let images: Vec<ResolvedImage> = result.names.iter().map(image).collect();
+    with_destination(spec, |out| {
+        archive::save(store, &images, out, &CopyOptions::default())?;
+        Ok(())
+    })
+}
+
+/// Opens the destination; a file appears under its name only when it is whole.
+fn with_destination(spec: &OutputSpec, work: impl FnOnce(&mut (dyn Write + Send)) -> Result<(), Failure>) -> Result<(), Failure> {
+    crate::commands::save::with_destination(&spec.dest, work)
 }
 
 #[cfg(test)]

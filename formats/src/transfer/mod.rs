@@ -6,7 +6,7 @@
 //!
 //! | end | source | sink |
 //! |---|---|---|
-//! | a repository of the store | [`Repository`] | [`RepositorySink`] |
+//! | a repository of the store | [`crate::store::Repository`] | [`RepositorySink`] |
 //! | an OCI layout directory | [`crate::layout::LayoutSource`] | [`crate::layout::LayoutSink`] |
 //! | an archive | (loaded by [`crate::archive::load`]) | [`crate::archive::ArchiveWriter`] |
 //! | a registry | the registry crate's client | the same |
@@ -15,8 +15,12 @@ use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::sync::Mutex;
 use std::sync::PoisonError;
+<<<<<<< HEAD:formats/src/transfer/mod.rs
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+=======
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
+>>>>>>> refs/heads/client:formats/src/transfer.rs
 
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
@@ -24,7 +28,13 @@ use crate::manifest::{Index, ManifestError, ManifestOrIndex};
 use crate::media_type::MediaKind;
 use crate::platform::Platform;
 use crate::reference::Tag;
-use crate::store::{Expect, Precondition, PutOptions, Repository, StoreError};
+use crate::store::StoreError;
+
+mod repository;
+mod resuming;
+
+pub use repository::RepositorySink;
+use resuming::Resuming;
 
 /// Indexes within indexes that are followed: the specification allows one in another, nobody nests deeper.
 const DEPTH_MAX: usize = 4;
@@ -32,11 +42,6 @@ const DEPTH_MAX: usize = 4;
 const MANIFESTS_MAX: usize = 20_000;
 /// Blobs on their way at the same time unless told otherwise: what docker does; more hardly helps one connection.
 const PARALLEL_DEFAULT: usize = 4;
-/// How often a broken stream is taken up again without having advanced.
-const READ_ATTEMPTS_MAX: u32 = 4;
-/// The first wait before that; it doubles each time.
-const READ_RETRY_WAIT: Duration = Duration::from_millis(200);
-
 /// Which manifest of a source is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -143,6 +148,9 @@ pub trait ImageSource: Sync {
     }
 }
 
+/// Opens a blob's content at an offset, as often as a sink needs it.
+pub type OpenAt<'a> = dyn Fn(u64) -> Result<Box<dyn Read + Send + 'a>, TransferError> + 'a;
+
 /// Where images go.
 pub trait ImageSink: Sync {
     /// Whether the blob is there already (or could be put there without its bytes, by a mount).
@@ -150,6 +158,11 @@ pub trait ImageSink: Sync {
 
     /// Takes a blob, and verifies its size and digest.
     fn write(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), TransferError>;
+
+    /// As [`ImageSink::write`], for sinks that can go on in the middle after a broken connection.
+    fn write_from(&self, blob: &Descriptor, open: &OpenAt<'_>) -> Result<(), TransferError> {
+        self.write(blob, &mut *open(0)?)
+    }
 
     /// Takes a manifest, whose blobs and variants it has been given before.
     fn put_manifest(&self, descriptor: &Descriptor, raw: &[u8]) -> Result<(), TransferError>;
@@ -448,9 +461,19 @@ fn copy_blob(
         return Ok(());
     }
     options.tell(Event::BlobStarted { digest, size: blob.size });
-    let first = source.open(blob, 0)?;
-    let mut content = Resuming { source, blob, options, failed, inner: Some(first), offset: 0, attempts: 0 };
+<<<<<<< HEAD:formats/src/transfer/mod.rs
+    let mut content = Resuming::open(source, blob, options, failed)?;
     sink.write(blob, &mut content)?;
+    options.tell(Event::BlobDone { digest });
+    Ok(())
+}
+=======
+    let told_bytes = AtomicU64::new(0);
+    let open = |offset| -> Result<Box<dyn Read + Send + '_>, TransferError> {
+        let (inner, told_bytes) = (Some(source.open(blob, offset)?), &told_bytes);
+        Ok(Box::new(Resuming { source, blob, options, failed, inner, offset, attempts: 0, told_bytes }))
+    };
+    sink.write_from(blob, &open)?;
     options.tell(Event::BlobDone { digest });
     Ok(())
 }
@@ -464,9 +487,20 @@ struct Resuming<'a> {
     inner: Option<Box<dyn Read + Send + 'a>>,
     offset: u64,
     attempts: u32,
+    /// How far progress was told: what is read again is no progress.
+    told_bytes: &'a AtomicU64,
 }
 
 impl Resuming<'_> {
+    fn advance(&mut self, count: usize) {
+        self.offset += count as u64;
+        self.attempts = 0;
+        let told = self.told_bytes.fetch_max(self.offset, Ordering::Relaxed);
+        if self.offset > told {
+            self.options.tell(Event::BlobAdvanced { digest: self.blob.digest, bytes: self.offset - told });
+        }
+    }
+
     /// Waits and opens the source again; the given error when that has been tried often enough.
     fn reopen(&mut self, error: io::Error) -> io::Result<()> {
         // A second copy of wrong bytes would be wrong too.
@@ -499,11 +533,8 @@ impl Read for Resuming<'_> {
                     self.reopen(io::Error::new(io::ErrorKind::UnexpectedEof, message))?;
                 }
                 Ok(count) => {
-                    self.offset += count as u64;
                     if count > 0 {
-                        self.attempts = 0;
-                        self.options
-                            .tell(Event::BlobAdvanced { digest: self.blob.digest, bytes: count as u64 });
+                        self.advance(count);
                     }
                     return Ok(count);
                 }
@@ -589,3 +620,4 @@ impl ImageSink for RepositorySink {
         Ok(())
     }
 }
+>>>>>>> refs/heads/client:formats/src/transfer.rs

@@ -1,0 +1,276 @@
+//! [`DiskTree`]: a directory on disk as a source of files, read in place. It serves as build context (with the rules
+//! of `.dockerignore`, owners dropped) and as base directory (everything, with owners).
+//!
+//! The directory is opened once; below it every path goes through `openat2` with `RESOLVE_BENEATH` and
+//! `RESOLVE_NO_SYMLINKS`, so that a link planted while the build runs leads nowhere. Links are followed by
+//! [`crate::source_tree::land`], which knows the tree's root.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rimg_formats::layer::{EntryKind, LayerPath, Mtime};
+use rimg_formats::store::cache::FileStamp;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+
+use crate::ignore::IgnorePatterns;
+use crate::source_tree::{Content, SourceNode, SourceTree};
+use crate::stat_cache::stamp_of;
+
+/// What owners on disk mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owners {
+    /// Nothing, as in a build context: they depend on who checked it out.
+    Dropped,
+    /// They are the image's. One id is replaced by root's: that of the user who runs the build, when that is not
+    /// root, because such a user cannot make files of anybody else's.
+    Kept {
+        /// The user and group that stand for root.
+        invoker: Option<(u32, u32)>,
+    },
+}
+
+/// A directory on disk as a source tree.
+#[derive(Clone, Debug)]
+pub(crate) struct DiskTree(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: OwnedFd,
+    path: PathBuf,
+    name: String,
+    owners: Owners,
+    ignore: Option<IgnorePatterns>,
+}
+
+/// A regular file of a [`DiskTree`], as it was when it was looked at.
+#[derive(Clone, Debug)]
+pub(crate) struct DiskFile {
+    tree: DiskTree,
+    path: LayerPath,
+    /// Identity and times then.
+    pub(crate) stamp: FileStamp,
+}
+
+impl DiskTree {
+    /// Opens `directory`; `name` is what messages call it.
+    pub(crate) fn open(directory: &Path, name: &str, owners: Owners) -> io::Result<DiskTree> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(directory, flags, Mode::empty())?;
+        let inner = Inner { root, path: directory.to_owned(), name: name.to_owned(), owners, ignore: None };
+        Ok(DiskTree(Arc::new(inner)))
+    }
+
+    /// The same tree without what `ignore` excludes.
+    pub(crate) fn with_ignore(self, ignore: IgnorePatterns) -> DiskTree {
+        let inner = Arc::into_inner(self.0).expect("a tree gets its rules before it is shared");
+        DiskTree(Arc::new(Inner { ignore: Some(ignore), ..inner }))
+    }
+
+    /// Opens what lies at `path`, never following a link and never leaving the tree.
+    pub(crate) fn open_beneath(&self, path: &LayerPath, flags: OFlags) -> io::Result<OwnedFd> {
+        let relative = if path.is_root() { Path::new(".") } else { path.as_path() };
+        // RESOLVE_NO_SYMLINKS makes every component a real directory at the moment of opening, so what was looked at
+        // and what is read cannot be told apart by a link planted in between.
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let opened = rustix::fs::openat2(&self.0.root, relative, flags, Mode::empty(), resolve);
+        opened.map_err(|errno| self.at(path, errno.into()))
+    }
+
+    /// Adds the place to an error.
+    fn at(&self, path: &LayerPath, error: io::Error) -> io::Error {
+        let place = self.0.path.join(path.as_path());
+        io::Error::new(error.kind(), format!("`{}`: {error}", place.display()))
+    }
+
+    fn hidden(&self, path: &LayerPath, is_directory: bool) -> bool {
+        let Some(ignore) = &self.0.ignore else { return false };
+        // A directory that is excluded stays visible as the way to what is included again below it.
+        !path.is_root() && is_excluded(ignore, path.as_bytes(), is_directory)
+    }
+
+    /// The node of the name `name` in the open directory `parent`; `None` when there is none.
+    fn node(&self, parent: &OwnedFd, name: &OsStr, path: &LayerPath) -> io::Result<Option<SourceNode>> {
+        let stat = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+            Err(errno) => return Err(self.at(path, errno.into())),
+        };
+        let Some(kind) = entry_kind(parent, name, &stat).map_err(|error| self.at(path, error))? else {
+            return Ok(None);
+        };
+        let linkable = matches!(kind, EntryKind::Regular { .. } | EntryKind::Directory);
+        let xattrs = match linkable {
+            true => read_xattrs(parent, name).map_err(|error| self.at(path, error))?,
+            false => BTreeMap::new(),
+        };
+        let content = match kind {
+            EntryKind::Regular { .. } => {
+                Content::Disk(DiskFile { tree: self.clone(), path: path.clone(), stamp: stamp_of(&stat) })
+            }
+            _ => Content::None,
+        };
+        let shared = stat.st_nlink > 1 && kind != EntryKind::Directory;
+        Ok(Some(SourceNode {
+            mode: stat.st_mode & 0o7777,
+            owner: self.owner(&stat),
+            mtime: Mtime { secs: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) },
+            xattrs,
+            content,
+            identity: (shared && self.0.owners != Owners::Dropped).then_some((stat.st_dev, stat.st_ino)),
+            kind,
+        }))
+    }
+
+    fn owner(&self, stat: &Stat) -> Option<(u64, u64)> {
+        let Owners::Kept { invoker } = self.0.owners else { return None };
+        let mapped = |id: u32, own: Option<u32>| if Some(id) == own { 0 } else { u64::from(id) };
+        let (uid, gid) = (invoker.map(|(uid, _)| uid), invoker.map(|(_, gid)| gid));
+        Some((mapped(stat.st_uid, uid), mapped(stat.st_gid, gid)))
+    }
+}
+
+impl SourceTree for DiskTree {
+    fn lookup(&self, path: &LayerPath) -> io::Result<Option<SourceNode>> {
+        let (parent, name) = match path.parent() {
+            Some(parent) => (parent, path.file_name().unwrap_or(b".")),
+            None => (LayerPath::root(), &b"."[..]),
+        };
+        let opened = match self.open_beneath(&parent, OFlags::PATH | OFlags::DIRECTORY) {
+            Ok(opened) => opened,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let node = self.node(&opened, OsStr::from_bytes(name), path)?;
+        Ok(node.filter(|node| !self.hidden(path, node.is_directory())))
+    }
+
+    fn children(&self, path: &LayerPath) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
+        let directory = self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut children = Vec::new();
+        for entry in Dir::read_from(&directory).map_err(|errno| self.at(path, errno.into()))? {
+            let entry = entry.map_err(|errno| self.at(path, errno.into()))?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let child = path.join(name).map_err(|error| self.at(path, io::Error::other(error)))?;
+            if self.hidden(&child, entry.file_type() == FileType::Directory) {
+                continue;
+            }
+            // A file that vanished since the directory was read was not there.
+            if let Some(node) = self.node(&directory, OsStr::from_bytes(name), &child)? {
+                children.push((name.to_vec(), node));
+            }
+        }
+        children.sort_unstable_by(|left, right| left.0.cmp(&right.0));
+        Ok(children)
+    }
+
+    fn describe(&self) -> String {
+        self.0.name.clone()
+    }
+
+    fn explain_missing(&self, path: &LayerPath) -> Option<String> {
+        let ignore = self.0.ignore.as_ref()?;
+        let on_disk = rustix::fs::statat(&self.0.root, path.as_path(), AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        let excluded = on_disk && ignore.matches_or_parent(&path.to_string());
+        excluded.then(|| format!("`{path}` exists, but .dockerignore excludes it"))
+    }
+}
+
+impl DiskFile {
+    /// Opens the file for reading. What is read may differ from what was looked at: compare [`DiskFile::stamp`]s.
+    pub(crate) fn open(&self) -> io::Result<File> {
+        // O_NONBLOCK keeps a FIFO that took the file's place from blocking; on regular files it means nothing.
+        let opened =
+            self.tree.open_beneath(&self.path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let stat = rustix::fs::fstat(&opened)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            let changed = io::Error::other("is no regular file any more: it changed during the build");
+            return Err(self.tree.at(&self.path, changed));
+        }
+        Ok(File::from(opened))
+    }
+
+    /// Where it is, for messages.
+    pub(crate) fn place(&self) -> PathBuf {
+        self.tree.0.path.join(self.path.as_path())
+    }
+}
+
+/// What a stat result is in a layer's words; `None` for sockets, which images cannot hold.
+fn entry_kind(parent: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<Option<EntryKind>> {
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => EntryKind::Directory,
+        FileType::RegularFile => EntryKind::Regular { size: u64::try_from(stat.st_size).unwrap_or(0) },
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(parent, name, Vec::new())?;
+            EntryKind::Symlink { target: target.into_bytes() }
+        }
+        FileType::CharacterDevice => EntryKind::CharDevice { major, minor },
+        FileType::BlockDevice => EntryKind::BlockDevice { major, minor },
+        FileType::Fifo => EntryKind::Fifo,
+        _ => return Ok(None),
+    }))
+}
+
+/// Whether patterns exclude a path; a directory only when nothing below it is included again.
+pub(crate) fn is_excluded(patterns: &IgnorePatterns, path: &[u8], is_directory: bool) -> bool {
+    let path = String::from_utf8_lossy(path);
+    if is_directory { patterns.can_prune(&path) } else { patterns.matches_or_parent(&path) }
+}
+
+/// Whether an extended attribute belongs into an image. Labels of the host's security modules and overlayfs's own
+/// marks describe the host; ACLs do too, in a directory somebody checked out.
+pub(crate) fn is_image_xattr(name: &[u8]) -> bool {
+    let overlay = name.starts_with(b"user.overlay.") || name.starts_with(b"trusted.overlay.");
+    name == b"security.capability" || (name.starts_with(b"user.") && !overlay)
+}
+
+/// Reads the extended attributes that images keep. The name is reached through the open directory's entry in
+/// `/proc/self/fd`, there being no `listxattrat` before Linux 6.13.
+fn read_xattrs(parent: &OwnedFd, name: &OsStr) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let place = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(name);
+    let mut names = [0; XATTR_NAMES_BYTES_MAX];
+    let length = match rustix::fs::llistxattr(&place, &mut names) {
+        Ok(length) => length,
+        Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS) => 0,
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut xattrs = BTreeMap::new();
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| is_image_xattr(name)) {
+        let mut value = vec![0; XATTR_BYTES_MAX];
+        match rustix::fs::lgetxattr(&place, name, &mut value) {
+            Ok(length) => value.truncate(length),
+            Err(rustix::io::Errno::NODATA) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        xattrs.insert(name.to_vec(), value);
+    }
+    Ok(xattrs)
+}
+
+/// The kernel's `XATTR_LIST_MAX` is 65536; a list this long already is no build context's.
+const XATTR_NAMES_BYTES_MAX: usize = 4096;
+/// The kernel's `XATTR_SIZE_MAX`.
+const XATTR_BYTES_MAX: usize = 65536;
+
+/// Reads a whole small file, such as a `.dockerignore`.
+pub(crate) fn read_limited(file: &File, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(io::Error::other(format!("it has more than {bytes_max} bytes")));
+    }
+    Ok(bytes)
+}

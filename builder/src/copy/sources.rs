@@ -1,0 +1,177 @@
+//! The sources of COPY and ADD: paths and globs in a tree, and what to say when one is missing.
+
+use std::fmt;
+use std::io;
+
+use rimg_formats::layer::LayerPath;
+
+use super::CopyError;
+use super::destination::clean;
+use crate::glob::{Glob, has_wildcards};
+use crate::source_tree::{Landing, SourceNode, SourceTree, land};
+use crate::suggest;
+
+/// Something that a source means.
+#[derive(Clone, Debug)]
+pub(crate) struct Match {
+    /// The path as the source names it: its last name is the file's name at the destination.
+    pub(crate) name: LayerPath,
+    /// The path with links followed: where it is read from.
+    pub(crate) path: LayerPath,
+    /// What is there.
+    pub(crate) node: SourceNode,
+    /// With `--parents`, the part of the name that is not kept.
+    pub(crate) pivot: LayerPath,
+}
+
+/// A source that means nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Missing {
+    /// As written.
+    pub(crate) pattern: String,
+    /// Where it was looked for.
+    pub(crate) tree: String,
+    /// A name near to it.
+    pub(crate) near: Option<String>,
+    /// What the tree says about it, such as the `.dockerignore` rule that hides it.
+    pub(crate) reason: Option<String>,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "`{}` is not in {}", self.pattern, self.tree)
+    }
+}
+
+/// What `pattern` means in `tree`, in the order of names. A glob may mean nothing; a plain path may not.
+pub(crate) fn find_sources(
+    tree: &dyn SourceTree,
+    pattern: &str,
+    parents: bool,
+) -> Result<Vec<Match>, CopyError> {
+    let pivot = match pattern.find("/./").filter(|_| parents) {
+        Some(at) => clean(&pattern.as_bytes()[..at])?,
+        None => LayerPath::root(),
+    };
+    let cleaned = clean(pattern.as_bytes())?;
+    let text = String::from_utf8_lossy(cleaned.as_bytes()).into_owned();
+    let names =
+        if has_wildcards(&text) { expand(tree, &text, parents)? } else { vec![plain(tree, cleaned)?] };
+    let glob = has_wildcards(pattern);
+    let mut matches = Vec::new();
+    for name in names {
+        match land_source(tree, &name)? {
+            Some(Landing { path, node: Some(node) }) => {
+                matches.push(Match { name, path, node, pivot: pivot.clone() });
+            }
+            // A link that a glob matches and that leads nowhere.
+            _ if glob => {}
+            _ => return Err(CopyError::Missing(missing(tree, pattern, &name)?)),
+        }
+    }
+    Ok(matches)
+}
+
+/// A plain path as it is; when nothing has that name, with its backslashes taken for escapes.
+fn plain(tree: &dyn SourceTree, path: LayerPath) -> Result<LayerPath, CopyError> {
+    if !path.as_bytes().contains(&b'\\')
+        || land_source(tree, &path)?.is_some_and(|found| found.node.is_some())
+    {
+        return Ok(path);
+    }
+    let mut unescaped = Vec::new();
+    let mut bytes = path.as_bytes().iter();
+    while let Some(byte) = bytes.next() {
+        let byte = if *byte == b'\\' { bytes.next().unwrap_or(byte) } else { byte };
+        unescaped.push(*byte);
+    }
+    Ok(clean(&unescaped)?)
+}
+
+/// Follows a path's links; a file where a directory should be means that nothing is there.
+fn land_source(tree: &dyn SourceTree, path: &LayerPath) -> io::Result<Option<Landing>> {
+    match land(tree, path) {
+        Ok(landing) => Ok(Some(landing)),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The names that a glob matches, sorted. Each component matches names of one directory; `**`, where it is allowed,
+/// stands for any number of directories.
+fn expand(tree: &dyn SourceTree, pattern: &str, double_star: bool) -> Result<Vec<LayerPath>, CopyError> {
+    let mut names = vec![LayerPath::root()];
+    for component in pattern.split('/') {
+        if double_star && component == "**" {
+            let mut all = Vec::new();
+            for name in names {
+                add_directories(tree, name, &mut all)?;
+            }
+            names = all;
+            continue;
+        }
+        if !has_wildcards(component) {
+            names = names.iter().map(|name| name.join(component)).collect::<Result<_, _>>()?;
+            continue;
+        }
+        let matcher = Glob::parse(component, false).map_err(io::Error::other)?;
+        let mut matched = Vec::new();
+        for name in names {
+            let Some(Landing { path, node: Some(node) }) = land_source(tree, &name)? else { continue };
+            if !node.is_directory() {
+                continue;
+            }
+            for (child, _) in tree.children(&path)? {
+                if matcher.matches(&String::from_utf8_lossy(&child)) {
+                    matched.push(name.join(&child)?);
+                }
+            }
+        }
+        names = matched;
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// `directory` and all directories below it, links not followed.
+fn add_directories(
+    tree: &dyn SourceTree,
+    directory: LayerPath,
+    all: &mut Vec<LayerPath>,
+) -> Result<(), CopyError> {
+    let Some(Landing { path, node: Some(node) }) = land_source(tree, &directory)? else { return Ok(()) };
+    if !node.is_directory() {
+        return Ok(());
+    }
+    for (child, node) in tree.children(&path)? {
+        if node.is_directory() {
+            add_directories(tree, directory.join(&child)?, all)?;
+        }
+    }
+    all.push(directory);
+    Ok(())
+}
+
+/// What can be said about a path that is not there.
+fn missing(tree: &dyn SourceTree, pattern: &str, path: &LayerPath) -> io::Result<Missing> {
+    let near = nearest_name(tree, path)?;
+    let reason = tree.explain_missing(path);
+    Ok(Missing { pattern: pattern.to_owned(), tree: tree.describe(), near, reason })
+}
+
+/// A path that differs from `path` by a slip of the finger in its last name, or lies deeper by the same name.
+fn nearest_name(tree: &dyn SourceTree, path: &LayerPath) -> io::Result<Option<String>> {
+    let (Some(name), Some(parent)) = (path.file_name(), path.parent()) else { return Ok(None) };
+    let Some(Landing { path: directory, node: Some(node) }) = land_source(tree, &parent)? else {
+        return Ok(None);
+    };
+    if !node.is_directory() {
+        return Ok(None);
+    }
+    let names: Vec<String> =
+        tree.children(&directory)?.into_iter().filter_map(|(name, _)| String::from_utf8(name).ok()).collect();
+    let wanted = String::from_utf8_lossy(name);
+    let near = suggest::nearest(&wanted, names.iter().map(String::as_str));
+    Ok(near.and_then(|near| parent.join(near).ok()).map(|near| near.to_string()))
+}

@@ -1,0 +1,242 @@
+//! COPY, ADD and WORKDIR: the steps whose layers are made of entries that are known beforehand.
+
+use std::sync::Arc;
+
+use super::error::BuildError;
+use super::sources::source_tree;
+use super::stage::StageRun;
+use crate::add;
+use crate::cache::Slot;
+use crate::copy::destination::{Destination, clean};
+use crate::copy::mode::ModeChange;
+use crate::copy::owner::look_up_owner;
+use crate::copy::{CopyError, CopyPlanner, CopyRules, find_sources};
+use crate::diagnostic::Diagnostic;
+use crate::events::{Event, StepId};
+use crate::ignore::IgnorePatterns;
+use crate::layer_plan::{LayerPlan, NewDirectory};
+use crate::layer_step::{LayerStepError, StepOutcome};
+use crate::plan::{ExpandedAdd, ExpandedCopy, ExpandedSource, ExpandedTransfer, Step};
+use crate::source::Span;
+use crate::source_tree::{SourceTree, land};
+use crate::syntax::Word;
+
+/// COPY.
+pub(crate) fn copy(
+    run: &mut StageRun<'_>,
+    step: &Step,
+    copy: &ExpandedCopy,
+    id: StepId,
+) -> Result<StepOutcome, BuildError> {
+    let transfer = &copy.transfer;
+    let tree = source_tree(run, &step.source, step.instruction.span)?;
+    let parents = copy.parents.is_some_and(|parents| parents.on);
+    let plan = plan_transfer(run, transfer, parents, |planner, source, several| {
+        let matches = find_sources(&*tree, &source.text, parents)?;
+        let several = several || matches.len() > 1;
+        for found in matches {
+            planner.add(&*tree, found, several)?;
+        }
+        Ok(())
+    })?;
+    make(run, step, plan, "COPY", transfer, id)
+}
+
+/// ADD: as COPY, but archives are unpacked.
+pub(crate) fn add(
+    run: &mut StageRun<'_>,
+    step: &Step,
+    add: &ExpandedAdd,
+    id: StepId,
+) -> Result<StepOutcome, BuildError> {
+    refuse_remote(add)?;
+    let transfer = &add.transfer;
+    let tree = source_tree(run, &step.source, step.instruction.span)?;
+    let unpack = add.unpack.is_none_or(|unpack| unpack.on);
+    let maker = &run.build.maker;
+    let plan = plan_transfer(run, transfer, false, |planner, source, several| {
+        let matches = find_sources(&*tree, &source.text, false)?;
+        let several = several || matches.len() > 1;
+        for found in matches {
+            match if unpack { add::archive(maker, &found)? } else { None } {
+                Some(archive) => planner.add_archive(&archive)?,
+                None => planner.add(&*tree, found, several)?,
+            }
+        }
+        Ok(())
+    })?;
+    make(run, step, plan, "ADD", transfer, id)
+}
+
+/// What ADD fetches over a network.
+fn refuse_remote(add: &ExpandedAdd) -> Result<(), BuildError> {
+    let mut errors = Vec::new();
+    for source in &add.transfer.sources {
+        let ExpandedSource::Path(path) = source else { continue };
+        let remote =
+            ["http://", "https://", "git://", "ssh://", "git@"].iter().any(|at| path.text.starts_with(at));
+        if remote {
+            let error = Diagnostic::not_supported(path.span, "ADD of a URL or git repository");
+            errors.push(error.help("download it into the context, or fetch it in a RUN step"));
+        }
+    }
+    if let (Some(checksum), true) = (&add.checksum, errors.is_empty()) {
+        errors.push(
+            Diagnostic::error(checksum.span, "`--checksum` is for sources from a network")
+                .help("files of the context need none: their content is in the cache key"),
+        );
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors.into()) }
+}
+
+/// Plans all sources of COPY or ADD; `add` plans one that is a path.
+fn plan_transfer(
+    run: &StageRun<'_>,
+    transfer: &ExpandedTransfer,
+    parents: bool,
+    mut add: impl FnMut(&mut CopyPlanner<'_>, &Word, bool) -> Result<(), CopyError>,
+) -> Result<LayerPlan, BuildError> {
+    let written = &transfer.destination;
+    let destination = Destination::parse(&written.text, run.image.working_directory());
+    let destination = destination.map_err(|error| BuildError::at(written.span, error.to_string()))?;
+    let rules = rules(run, transfer, parents)?;
+    let mut planner = CopyPlanner {
+        below: &*run.tree,
+        destination: &destination,
+        rules: &rules,
+        plan: LayerPlan::default(),
+    };
+    let several = transfer.sources.len() > 1;
+    for source in &transfer.sources {
+        let (span, planned) = match source {
+            ExpandedSource::Path(path) => (path.span, add(&mut planner, path, several)),
+            ExpandedSource::File { name, content, span } => {
+                (*span, planner.add_inline(name, Arc::from(content.as_bytes()), several))
+            }
+        };
+        planned.map_err(|error| copy_error(error, span, written.span))?;
+    }
+    Ok(planner.plan)
+}
+
+/// What the flags say.
+fn rules(run: &StageRun<'_>, transfer: &ExpandedTransfer, parents: bool) -> Result<CopyRules, BuildError> {
+    let owner = match &transfer.chown {
+        Some(word) => {
+            let owner = look_up_owner(&word.text, &*run.tree);
+            Some(owner.map_err(|error| BuildError::at(word.span, error.to_string()))?)
+        }
+        None => None,
+    };
+    let mode = match &transfer.chmod {
+        Some(word) => {
+            Some(ModeChange::parse(&word.text).map_err(|message| BuildError::at(word.span, message))?)
+        }
+        None => None,
+    };
+    let excludes = match transfer.excludes.first() {
+        Some(first) => {
+            let patterns =
+                IgnorePatterns::from_patterns(transfer.excludes.iter().map(|word| word.text.as_str()));
+            Some(patterns.map_err(|error| BuildError::at(first.span, error.to_string()))?)
+        }
+        None => None,
+    };
+    Ok(CopyRules { owner, mode, excludes, parents })
+}
+
+fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
+    let diagnostic = match &error {
+        CopyError::Missing(missing) => {
+            let mut diagnostic = Diagnostic::error(source, error.to_string()).label("not found");
+            if let Some(reason) = &missing.reason {
+                diagnostic = diagnostic.note(reason.clone());
+            }
+            match &missing.near {
+                Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
+                None => diagnostic,
+            }
+        }
+        CopyError::NeedsDirectory(_) => {
+            Diagnostic::error(destination, error.to_string()).help("end the destination with `/`")
+        }
+        CopyError::Conflict(_) => Diagnostic::error(destination, error.to_string()),
+        CopyError::Path(_) | CopyError::Read(_) | CopyError::Archive { .. } => {
+            Diagnostic::error(source, error.to_string())
+        }
+    };
+    diagnostic.into()
+}
+
+/// Makes the layer of a planned COPY or ADD.
+fn make(
+    run: &mut StageRun<'_>,
+    step: &Step,
+    plan: LayerPlan,
+    name: &str,
+    transfer: &ExpandedTransfer,
+    id: StepId,
+) -> Result<StepOutcome, BuildError> {
+    let outcome = make_layer(run, step, plan, id)?;
+    let mut words = vec![name.to_owned()];
+    words.extend(transfer.chown.iter().map(|chown| format!("--chown={}", chown.text)));
+    words.extend(transfer.chmod.iter().map(|chmod| format!("--chmod={}", chmod.text)));
+    words.extend(transfer.sources.iter().map(|source| match source {
+        ExpandedSource::Path(path) => path.text.clone(),
+        ExpandedSource::File { name, .. } => format!("<<{name}"),
+    }));
+    words.push(transfer.destination.text.clone());
+    run.take(&outcome, format!("{} # buildkit", words.join(" ")))?;
+    Ok(outcome)
+}
+
+fn make_layer(
+    run: &StageRun<'_>,
+    step: &Step,
+    plan: LayerPlan,
+    id: StepId,
+) -> Result<StepOutcome, BuildError> {
+    let slot = Slot::new(&step.instruction.text);
+    let missed = |miss| (run.build.events)(Event::StepMissed { id, miss });
+    run.build.maker.make(plan, slot, &missed).map_err(|error| step_error(error, step.instruction.span))
+}
+
+/// An error of making a layer, at its instruction.
+pub(crate) fn step_error(error: LayerStepError, span: Span) -> BuildError {
+    match error {
+        LayerStepError::Store(error) => error.into(),
+        other => BuildError::at(span, other.to_string()),
+    }
+}
+
+/// WORKDIR: makes the directory when it is missing, owned by the current USER.
+pub(crate) fn workdir(
+    run: &mut StageRun<'_>,
+    step: &Step,
+    path: &str,
+    id: StepId,
+) -> Result<StepOutcome, BuildError> {
+    let span = step.instruction.span;
+    let joined = if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("{}/{path}", run.image.working_directory())
+    };
+    let cleaned = clean(joined.as_bytes()).map_err(|error| BuildError::at(span, error.to_string()))?;
+    let text = format!("/{}", String::from_utf8_lossy(cleaned.as_bytes()));
+    let below: &dyn SourceTree = &*run.tree;
+    let mut plan = LayerPlan::default();
+    let landing = land(below, &cleaned).map_err(|error| BuildError::at(span, error.to_string()))?;
+    let exists = landing.node.as_ref().is_some_and(crate::source_tree::SourceNode::is_directory);
+    if !exists {
+        let user = run.image.exec().user.as_str();
+        let owner = if user.is_empty() { Ok((0, 0)) } else { look_up_owner(user, below) };
+        let owner = owner.map_err(|error| BuildError::at(span, error.to_string()))?;
+        let planned = plan.ensure_directory(below, &landing.path, NewDirectory { mode: 0o755, owner });
+        planned.map_err(|error| BuildError::at(span, error.to_string()))?;
+    }
+    let outcome = make_layer(run, step, plan, id)?;
+    run.image.config.config.working_dir.clone_from(&text);
+    run.take(&outcome, format!("WORKDIR {text}"))?;
+    Ok(outcome)
+}

@@ -1,0 +1,177 @@
+//! What a build is asked for.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rimg_formats::epoch::Epoch;
+use rimg_formats::layer::LayerCompression;
+use rimg_formats::platform::Platform;
+use rimg_formats::reference::Reference;
+
+use crate::context::read_limited;
+use crate::ignore::{IGNORE_BYTES_MAX, IgnoreError, IgnorePatterns};
+use crate::source::{SOURCE_BYTES_MAX, SourceError, SourceFile};
+
+/// The names of a Buildfile that are looked for, best first.
+pub const BUILDFILE_NAMES: [&str; 5] =
+    ["Buildfile", "Dockerfile", "dockerfile", "Containerfile", "buildfile"];
+
+/// Everything that decides what is built. The Buildfile and the context are separate from the rest because a build
+/// may have no context.
+#[derive(Clone, Debug)]
+pub struct BuildOptions {
+    /// The Buildfile's text.
+    pub buildfile: SourceFile,
+    /// The directory that COPY and ADD read; `None` when there is none.
+    pub context: Option<PathBuf>,
+    /// What of the context is left out.
+    pub ignore: IgnorePatterns,
+    /// Where relative paths of `FROM ./directory` start; the context if `None`.
+    pub base_directory: Option<PathBuf>,
+    /// `--target`: name or number of a stage; the last one if not given.
+    pub target: Option<String>,
+    /// `--build-arg`.
+    pub build_args: BTreeMap<String, String>,
+    /// `--build-context`.
+    pub named_contexts: BTreeMap<String, String>,
+    /// Names for the image. Without one it is kept under `untagged`.
+    pub tags: Vec<Reference>,
+    /// Further labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// Do every step again.
+    pub no_cache: bool,
+    /// The time of entries and of the configuration.
+    pub epoch: Epoch,
+    /// Whether [`BuildOptions::epoch`] was given by the user (`SOURCE_DATE_EPOCH`), so that RUN steps see it too.
+    pub epoch_is_given: bool,
+    /// Which times entries get.
+    pub timestamps: Timestamps,
+    /// How layers are compressed.
+    pub compression: LayerCompression,
+    /// Threads for hashing and compressing; 0 means one for each processor. Does not change the result.
+    pub threads: usize,
+    /// What the image runs on.
+    pub platform: Platform,
+    /// Secrets by id.
+    pub secrets: BTreeMap<String, Vec<u8>>,
+}
+
+/// Which times entries get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Timestamps {
+    /// All the same, [`BuildOptions::epoch`].
+    #[default]
+    Constant,
+    /// Files keep theirs.
+    Preserve,
+}
+
+impl BuildOptions {
+    /// The defaults, for a Buildfile without a context.
+    pub fn new(buildfile: SourceFile) -> BuildOptions {
+        BuildOptions {
+            buildfile,
+            context: None,
+            ignore: IgnorePatterns::default(),
+            base_directory: None,
+            target: None,
+            build_args: BTreeMap::new(),
+            named_contexts: BTreeMap::new(),
+            tags: Vec::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            no_cache: false,
+            epoch: Epoch::DEFAULT,
+            epoch_is_given: false,
+            timestamps: Timestamps::Constant,
+            compression: LayerCompression::GZIP_DEFAULT,
+            threads: 0,
+            platform: Platform::host(),
+            secrets: BTreeMap::new(),
+        }
+    }
+
+    /// The defaults, for a context directory: its Buildfile and its ignore file are read. `file` names another
+    /// Buildfile. `NAME.dockerignore` beside the Buildfile beats the context's `.dockerignore`.
+    ///
+    /// # Errors
+    /// See [`InputError`].
+    pub fn for_context(context: &Path, file: Option<&Path>) -> Result<BuildOptions, InputError> {
+        let (path, bytes) = match file {
+            Some(file) => {
+                (file.to_owned(), read(file, SOURCE_BYTES_MAX as u64)?.ok_or_else(|| missing(file))?)
+            }
+            None => default_buildfile(context)?,
+        };
+        let mut own_ignore = path.clone().into_os_string();
+        own_ignore.push(".dockerignore");
+        let mut options = BuildOptions::new(SourceFile::from_bytes(path.display().to_string(), bytes)?);
+        for candidate in [PathBuf::from(own_ignore), context.join(".dockerignore")] {
+            if let Some(bytes) = read(&candidate, IGNORE_BYTES_MAX as u64)? {
+                let parsed = IgnorePatterns::parse(&bytes);
+                options.ignore =
+                    parsed.map_err(|source| InputError::Ignore { path: candidate.clone(), source })?;
+                break;
+            }
+        }
+        options.context = Some(context.to_owned());
+        Ok(options)
+    }
+}
+
+/// Why the inputs of a build cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// None of [`BUILDFILE_NAMES`] is in the context.
+    #[error("no Buildfile in `{}`: expected one of Buildfile, Dockerfile or Containerfile", .0.display())]
+    NoBuildfile(PathBuf),
+    /// A file cannot be read.
+    #[error("failed to read `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The Buildfile is no text.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The ignore file is wrong.
+    #[error("{}: {source}", path.display())]
+    Ignore {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: IgnoreError,
+    },
+}
+
+fn default_buildfile(context: &Path) -> Result<(PathBuf, Vec<u8>), InputError> {
+    for name in BUILDFILE_NAMES {
+        let path = context.join(name);
+        if let Some(bytes) = read(&path, SOURCE_BYTES_MAX as u64)? {
+            return Ok((path, bytes));
+        }
+    }
+    match std::fs::metadata(context) {
+        Err(source) => Err(InputError::Read { path: context.to_owned(), source }),
+        Ok(_) => Err(InputError::NoBuildfile(context.to_owned())),
+    }
+}
+
+fn missing(file: &Path) -> InputError {
+    InputError::Read { path: file.to_owned(), source: std::io::ErrorKind::NotFound.into() }
+}
+
+/// A file's content; `None` when it does not exist.
+fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, InputError> {
+    let read = std::fs::File::open(path).and_then(|file| read_limited(&file, bytes_max));
+    match read {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Ok(None),
+        Err(source) => Err(InputError::Read { path: path.to_owned(), source }),
+    }
+}

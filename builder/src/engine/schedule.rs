@@ -1,0 +1,97 @@
+//! Runs stages, each as soon as those it needs are done; stages without an edge between them at the same time.
+
+use std::collections::BTreeSet;
+use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
+
+use super::error::BuildError;
+
+/// Runs `run` for each of `dependencies.len()` items; item `n` after all of `dependencies[n]`, whose results it can
+/// ask for. The first error ends the run: what has begun is waited for, nothing more begins.
+pub(crate) fn run_in_order<T: Send + Sync>(
+    dependencies: &[BTreeSet<usize>],
+    run: &(dyn Fn(usize, &Results<T>) -> Result<T, BuildError> + Sync),
+) -> Result<Vec<Arc<T>>, BuildError> {
+    let results = Results(dependencies.iter().map(|_| OnceLock::new()).collect());
+    let mut waiting: BTreeSet<usize> = (0..dependencies.len()).collect();
+    let mut failure = None;
+    std::thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        let mut running = 0;
+        loop {
+            let is_ready = |item: &usize| dependencies[*item].iter().all(|needed| results.is_done(*needed));
+            let ready: Vec<usize> = waiting.iter().copied().filter(is_ready).collect();
+            if failure.is_none() {
+                for item in ready {
+                    waiting.remove(&item);
+                    running += 1;
+                    let (sender, results) = (sender.clone(), &results);
+                    scope.spawn(move || {
+                        // The receiver outlives all senders; a panic of `run` drops the sender and is passed on by
+                        // the scope.
+                        let _ = sender.send((item, run(item, results)));
+                    });
+                }
+            }
+            if running == 0 {
+                break;
+            }
+            let Ok((item, result)) = receiver.recv() else { break };
+            running -= 1;
+            match result {
+                Ok(result) => drop(results.0[item].set(Arc::new(result))),
+                Err(BuildError::Stopped) if failure.is_some() => {}
+                Err(error) => {
+                    // Of several failures the first to be noticed is told, but never "stopped".
+                    if !matches!(failure, Some(ref told) if !matches!(told, BuildError::Stopped)) {
+                        failure = Some(error);
+                    }
+                }
+            }
+        }
+    });
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(results.0.into_iter().filter_map(OnceLock::into_inner).collect()),
+    }
+}
+
+/// What has been done so far.
+pub(crate) struct Results<T>(Vec<OnceLock<Arc<T>>>);
+
+impl<T> Results<T> {
+    fn is_done(&self, item: usize) -> bool {
+        self.0.get(item).is_some_and(|result| result.get().is_some())
+    }
+
+    /// The result of an item that the asking one depends on.
+    pub(crate) fn get(&self, item: usize) -> &Arc<T> {
+        self.0[item].get().expect("an item runs after all it depends on")
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_are_done_first() {
+        let dependencies =
+            [BTreeSet::new(), BTreeSet::from([0]), BTreeSet::from([0]), BTreeSet::from([1, 2])];
+        let sums = run_in_order(&dependencies, &|item, results| {
+            Ok(dependencies[item].iter().map(|needed| **results.get(*needed)).sum::<usize>() + 1)
+        });
+        assert_eq!(sums.unwrap().iter().map(|sum| **sum).collect::<Vec<_>>(), [1, 2, 2, 5]);
+    }
+
+    #[test]
+    fn the_first_failure_ends_the_run() {
+        let dependencies = [BTreeSet::new(), BTreeSet::from([0])];
+        let failed = run_in_order::<()>(&dependencies, &|item, _| {
+            assert_eq!(item, 0);
+            Err(BuildError::Buildfile(Vec::new()))
+        });
+        assert!(matches!(failed, Err(BuildError::Buildfile(_))));
+    }
+}

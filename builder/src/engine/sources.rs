@@ -1,0 +1,97 @@
+//! Where COPY, ADD and mounts take files from: the context, another stage, an image, a directory, a layout.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rimg_formats::store::Image;
+
+use super::Build;
+use super::error::BuildError;
+use super::stage::StageRun;
+use crate::assemble::ImageState;
+use crate::base;
+use crate::cache::LayerRecord;
+use crate::context::{DiskTree, Owners};
+use crate::diagnostic::Diagnostic;
+use crate::layer_tree::LayerTree;
+use crate::plan::CopySource;
+use crate::plan::Stage;
+use crate::source::Span;
+use crate::source_tree::SourceTree;
+
+/// The tree behind a source; `span` is the instruction that asks for it.
+pub(crate) fn source_tree(
+    run: &StageRun<'_>,
+    source: &CopySource,
+    span: Span,
+) -> Result<Arc<dyn SourceTree>, BuildError> {
+    let build = run.build;
+    match source {
+        CopySource::Context => Ok(Arc::new(build.context(span)?)),
+        CopySource::Stage(stage) => {
+            let name = build.graph.stages[*stage].name.clone();
+            let name = name.unwrap_or_else(|| build.graph.stages[*stage].number.to_string());
+            Ok(Arc::new(run.results.get(*stage).tree.called(&format!("stage `{name}`"))))
+        }
+        CopySource::Image(name) => {
+            let layers = layers_of(build.image(run.stage, name));
+            Ok(Arc::new(LayerTree::new(&format!("image `{name}`"), build.store, &layers)?))
+        }
+        CopySource::Path(path) => {
+            let directory = build.local_path(path);
+            let name = format!("`{path}`");
+            let tree = DiskTree::open(&directory, &name, Owners::Dropped);
+            Ok(Arc::new(tree.map_err(|error| unreadable(span, &directory, &error))?))
+        }
+        CopySource::OciLayout(layout) => {
+            let image = base::layout::import(build, run.stage, layout, span)?;
+            let name = format!("`oci:{}`", layout.path);
+            Ok(Arc::new(LayerTree::new(&name, build.store, &layers_of(&image))?))
+        }
+    }
+}
+
+fn layers_of(image: &Image) -> Vec<LayerRecord> {
+    let record = |(descriptor, diff_id): &(_, _)| LayerRecord {
+        diff_id: *diff_id,
+        descriptor: Clone::clone(descriptor),
+    };
+    image.layers.iter().map(record).collect()
+}
+
+/// A directory that cannot be opened.
+pub(crate) fn unreadable(span: Span, path: &Path, error: &std::io::Error) -> BuildError {
+    BuildError::at(span, format!("failed to open `{}`: {error}", path.display()))
+}
+
+impl Build<'_> {
+    /// The build context, opened at its first use.
+    pub(crate) fn context(&self, span: Span) -> Result<DiskTree, BuildError> {
+        if let Some(tree) = self.context.get() {
+            return Ok(tree.clone());
+        }
+        let Some(directory) = &self.options.context else {
+            return Err(Diagnostic::error(span, "this build has no context to copy from")
+                .help("name the directory: `rimg build DIRECTORY`")
+                .into());
+        };
+        let tree = DiskTree::open(directory, "the build context", Owners::Dropped);
+        let tree = tree.map_err(|error| unreadable(span, directory, &error))?;
+        let tree = tree.with_ignore(self.options.ignore.clone());
+        // Another stage may have been first; both have opened the same directory.
+        Ok(self.context.get_or_init(|| tree).clone())
+    }
+
+    /// Where a path on this machine lies: relative ones start at the context.
+    pub(crate) fn local_path(&self, path: &str) -> PathBuf {
+        let start = self.options.base_directory.as_ref().or(self.options.context.as_ref());
+        start.map_or_else(|| PathBuf::from(path), |start| start.join(path))
+    }
+
+    /// `FROM scratch`, and what directories and tars start from.
+    pub(crate) fn scratch(&self, stage: &Stage) -> Result<ImageState, BuildError> {
+        let text = self.platform_of(stage);
+        let platform = text.parse().map_err(|error| BuildError::at(stage.from.span, format!("{error}")))?;
+        Ok(ImageState::scratch(platform, self.options.epoch))
+    }
+}

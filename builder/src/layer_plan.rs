@@ -1,0 +1,192 @@
+//! [`LayerPlan`]: the entries that a layer is going to have, before a byte of content is read.
+//!
+//! COPY, ADD, WORKDIR and directory bases fill a plan; [`crate::layer_step`] gives it a key and writes it. A plan is
+//! complete in itself: all parents of what it holds are in it, with the attributes that they have in the image below,
+//! so that engines which unpack layer by layer do not have to invent them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+
+use rimg_formats::layer::{Entry, EntryKind, LayerPath};
+
+use crate::source_tree::{Content, SourceNode, SourceTree};
+
+/// One entry to be written.
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedEntry {
+    /// What the layer says.
+    pub(crate) entry: Entry,
+    /// Where the bytes of a regular file come from.
+    pub(crate) content: Content,
+    identity: Option<(u64, u64)>,
+}
+
+/// The entries of a layer to be, in layer order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LayerPlan {
+    entries: BTreeMap<LayerPath, PlannedEntry>,
+}
+
+/// Why an entry does not fit where it is to go.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlanConflict {
+    /// A file would replace a directory.
+    #[error("cannot replace the directory `/{0}` by a file")]
+    DirectoryByFile(LayerPath),
+    /// A directory would replace something else.
+    #[error("cannot copy a directory onto `/{0}`, which is {1}")]
+    OtherByDirectory(LayerPath, &'static str),
+    /// The image below could not be looked at.
+    #[error(transparent)]
+    Below(#[from] io::Error),
+}
+
+/// The attributes of directories that have to be made on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NewDirectory {
+    /// Permission bits.
+    pub(crate) mode: u32,
+    /// User and group.
+    pub(crate) owner: (u64, u64),
+}
+
+impl NewDirectory {
+    /// What COPY makes: 0755, root's.
+    pub(crate) const DEFAULT: NewDirectory = NewDirectory { mode: 0o755, owner: (0, 0) };
+}
+
+impl LayerPlan {
+    /// What is planned for `path`.
+    pub(crate) fn get(&self, path: &LayerPath) -> Option<&PlannedEntry> {
+        self.entries.get(path)
+    }
+
+    /// Plans `node` at `path`, whose parents must be planned already. A later call for the same path wins.
+    ///
+    /// # Errors
+    /// When a directory and something else would have to share the path.
+    pub(crate) fn put(
+        &mut self,
+        below: &dyn SourceTree,
+        path: LayerPath,
+        node: SourceNode,
+        owner: (u64, u64),
+    ) -> Result<(), PlanConflict> {
+        self.check(below, &path, node.is_directory())?;
+        let mut entry = Entry::new(path.clone(), node.kind, node.mode);
+        (entry.uid, entry.gid) = owner;
+        entry.mtime = node.mtime;
+        entry.xattrs = node.xattrs;
+        self.entries.insert(path, PlannedEntry { entry, content: node.content, identity: node.identity });
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        below: &dyn SourceTree,
+        path: &LayerPath,
+        is_directory: bool,
+    ) -> Result<(), PlanConflict> {
+        let found = match self.entries.get(path) {
+            Some(planned) => Some(planned.entry.kind.clone()),
+            None => below.lookup(path)?.map(|node| node.kind),
+        };
+        match found {
+            Some(EntryKind::Directory) if !is_directory => Err(PlanConflict::DirectoryByFile(path.clone())),
+            Some(kind) if is_directory && kind != EntryKind::Directory => {
+                Err(PlanConflict::OtherByDirectory(path.clone(), kind_name(&kind)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Plans the directory `path` and all above it: as they are in the image below, else new ones. Their links have
+    /// been followed already.
+    pub(crate) fn ensure_directory(
+        &mut self,
+        below: &dyn SourceTree,
+        path: &LayerPath,
+        new: NewDirectory,
+    ) -> Result<(), PlanConflict> {
+        if path.is_root() {
+            return Ok(());
+        }
+        if let Some(planned) = self.entries.get(path) {
+            return match &planned.entry.kind {
+                EntryKind::Directory => Ok(()),
+                kind => Err(PlanConflict::OtherByDirectory(path.clone(), kind_name(kind))),
+            };
+        }
+        if let Some(parent) = path.parent() {
+            self.ensure_directory(below, &parent, new)?;
+        }
+        let mut entry = Entry::new(path.clone(), EntryKind::Directory, new.mode);
+        (entry.uid, entry.gid) = new.owner;
+        if let Some(found) = below.lookup(path)? {
+            if !found.is_directory() {
+                return Err(PlanConflict::OtherByDirectory(path.clone(), kind_name(&found.kind)));
+            }
+            entry.mode = found.mode;
+            (entry.uid, entry.gid) = found.owner.unwrap_or((0, 0));
+            entry.xattrs = found.xattrs;
+            entry.mtime = found.mtime;
+        }
+        self.entries.insert(path.clone(), PlannedEntry { entry, content: Content::None, identity: None });
+        Ok(())
+    }
+
+    /// The entries in layer order. Of several names of one file the first becomes the file, the others hard links.
+    pub(crate) fn into_entries(self) -> Vec<PlannedEntry> {
+        let mut files: HashMap<(u64, u64), LayerPath> = HashMap::new();
+        let mut entries: Vec<PlannedEntry> = self.entries.into_values().collect();
+        for planned in &mut entries {
+            let Some(identity) = planned.identity else { continue };
+            if !matches!(planned.entry.kind, EntryKind::Regular { .. }) {
+                continue;
+            }
+            match files.get(&identity) {
+                Some(first) => {
+                    planned.entry.kind = EntryKind::Hardlink { target: first.clone() };
+                    planned.content = Content::None;
+                }
+                None => {
+                    files.insert(identity, planned.entry.path.clone());
+                }
+            }
+        }
+        entries
+    }
+}
+
+/// The tree below a base: empty.
+pub(crate) struct Nothing;
+
+impl SourceTree for Nothing {
+    fn lookup(&self, _path: &LayerPath) -> io::Result<Option<SourceNode>> {
+        Ok(None)
+    }
+
+    fn children(&self, _path: &LayerPath) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
+        Ok(Vec::new())
+    }
+
+    fn describe(&self) -> String {
+        "nothing".to_owned()
+    }
+
+    fn explain_missing(&self, _path: &LayerPath) -> Option<String> {
+        None
+    }
+}
+
+/// A kind of file in words, with its article.
+pub(crate) fn kind_name(kind: &EntryKind) -> &'static str {
+    match kind {
+        EntryKind::Directory => "a directory",
+        EntryKind::Regular { .. } | EntryKind::Hardlink { .. } => "a file",
+        EntryKind::Symlink { .. } => "a symbolic link",
+        EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. } => "a device",
+        EntryKind::Fifo => "a FIFO",
+        EntryKind::Whiteout | EntryKind::OpaqueMarker => "removed",
+    }
+}

@@ -1,0 +1,108 @@
+//! Planned entries as files in a directory: copies for bind mounts, and `--output type=local`.
+//!
+//! Every path goes through [`RootDir`]: the entries' names are an image's, or a stranger's context's.
+
+use std::io;
+use std::path::Path;
+
+use rimg_formats::layer::{Entry, EntryKind, LayerPath, Mtime, MtimePolicy};
+use rimg_formats::root_dir::{Directory, RootDir};
+
+use crate::layer_plan::PlannedEntry;
+use crate::layer_tree::prepare_sources;
+use crate::source_tree::Content;
+
+/// Makes the entries, which come in layer order, in `directory`. Owners are kept as far as the caller may give files
+/// away; devices are left out by those who may not make them.
+pub(crate) fn materialise(entries: &[PlannedEntry], directory: &Path, times: MtimePolicy) -> io::Result<()> {
+    prepare_sources(entries.iter().map(|planned| &planned.content))?;
+    let root = RootDir::open(directory)?;
+    for planned in entries {
+        make(&root, planned).map_err(|error| named(&planned.entry.path, &error))?;
+    }
+    // Backwards, so that making something in a directory does not change its time afterwards.
+    for planned in entries.iter().rev() {
+        finish(&root, &planned.entry, times).map_err(|error| named(&planned.entry.path, &error))?;
+    }
+    Ok(())
+}
+
+fn named(path: &LayerPath, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("`{path}`: {error}"))
+}
+
+fn make(root: &RootDir, planned: &PlannedEntry) -> io::Result<()> {
+    let entry = &planned.entry;
+    if entry.path.is_root() {
+        return Ok(());
+    }
+    let (parent, name) = root.parent_of(&entry.path)?;
+    match &entry.kind {
+        EntryKind::Directory => match parent.create_dir(name, 0o700) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        },
+        EntryKind::Regular { .. } => {
+            let mut file = parent.create_file(name, 0o600)?;
+            match &planned.content {
+                Content::None => Ok(()),
+                Content::Bytes(bytes) => io::Write::write_all(&mut file, bytes),
+                Content::Disk(source) => io::copy(&mut source.open()?, &mut file).map(drop),
+                Content::Layer(source) => io::copy(&mut source.open()?, &mut file).map(drop),
+            }
+        }
+        EntryKind::Symlink { target } => parent.symlink(name, target),
+        EntryKind::Hardlink { target } => {
+            let (source, source_name) = root.parent_of(target)?;
+            parent.hardlink(name, &source, source_name)
+        }
+        EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. } | EntryKind::Fifo => {
+            match parent.make_node(name, &entry.kind, 0o600) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                other => other,
+            }
+        }
+        EntryKind::Whiteout | EntryKind::OpaqueMarker => Ok(()),
+    }
+}
+
+/// Owner, mode, attributes and time, in the order in which none undoes another.
+fn finish(root: &RootDir, entry: &Entry, times: MtimePolicy) -> io::Result<()> {
+    if entry.path.is_root() || matches!(entry.kind, EntryKind::Hardlink { .. }) || entry.is_marker() {
+        return Ok(());
+    }
+    let (parent, name) = root.parent_of(&entry.path)?;
+    match apply(&parent, name, entry, times) {
+        // A device that was left out.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn apply(parent: &Directory, name: &[u8], entry: &Entry, times: MtimePolicy) -> io::Result<()> {
+    let id = |id: u64| u32::try_from(id).map_err(io::Error::other);
+    match parent.set_owner(name, id(entry.uid)?, id(entry.gid)?) {
+        // Ordinary users cannot give files away; ids outside of a user namespace's map are invalid in it.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {}
+        other => other?,
+    }
+    if !matches!(entry.kind, EntryKind::Symlink { .. }) {
+        for (key, value) in &entry.xattrs {
+            match parent.set_xattr(name, key, value) {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
+                    ) => {}
+                other => other?,
+            }
+        }
+        parent.set_mode(name, entry.mode)?;
+    }
+    let time = match times {
+        MtimePolicy::Fixed(epoch) => Mtime { secs: epoch.seconds(), nanos: 0 },
+        MtimePolicy::Preserve => entry.mtime,
+    };
+    parent.set_mtime(name, time)
+}

@@ -1,0 +1,125 @@
+//! Instructions that only say something: they change the configuration and add a line of history, and no files.
+
+use rimg_formats::config::Healthcheck;
+use serde_json::{Map, Value};
+
+use crate::assemble::{ImageState, quoted_list};
+use crate::plan::{Expanded, ExpandedCommand, ExpandedHealthcheck};
+
+/// Applies an instruction to the image; `false` when it is one that works on files.
+pub(crate) fn apply(image: &mut ImageState, instruction: &Expanded) -> bool {
+    let created_by = match instruction {
+        Expanded::Add(_) | Expanded::Copy(_) | Expanded::Run(_) | Expanded::Workdir(_) => return false,
+        Expanded::Arg(arguments) => {
+            let texts = arguments.iter().map(|argument| match &argument.value {
+                Some(value) => format!("{}={value}", argument.name),
+                None => argument.name.clone(),
+            });
+            format!("ARG {}", texts.collect::<Vec<_>>().join(" "))
+        }
+        Expanded::Env(pairs) => {
+            pairs.iter().for_each(|(name, value)| image.set_variable(name, value));
+            format!("ENV {}", pair_texts(pairs))
+        }
+        Expanded::Label(pairs) => {
+            image.config.config.labels.extend(pairs.iter().cloned());
+            format!("LABEL {}", pair_texts(pairs))
+        }
+        Expanded::Cmd(command) => {
+            let words = command_words(image, command);
+            let text = format!("CMD {}", quoted_list(&words));
+            image.set_cmd(words);
+            text
+        }
+        Expanded::Entrypoint(command) => {
+            let words = command_words(image, command);
+            let text = format!("ENTRYPOINT {}", quoted_list(&words));
+            image.set_entrypoint(words);
+            text
+        }
+        Expanded::Expose(ports) => {
+            image.config.config.exposed_ports.extend(ports.iter().map(|port| (port.clone(), empty_object())));
+            let texts: Vec<String> = ports.iter().map(|port| format!("{port}:{{}}")).collect();
+            format!("EXPOSE map[{}]", texts.join(" "))
+        }
+        Expanded::Volume(paths) => {
+            image.config.config.volumes.extend(paths.iter().map(|path| (path.clone(), empty_object())));
+            format!("VOLUME [{}]", paths.join(" "))
+        }
+        Expanded::User(user) => {
+            image.config.config.user.clone_from(user);
+            format!("USER {user}")
+        }
+        Expanded::Shell(words) => {
+            image.config.config.shell.clone_from(words);
+            format!("SHELL [{}]", words.join(" "))
+        }
+        Expanded::Stopsignal(signal) => {
+            image.config.config.stop_signal = Some(signal.clone());
+            format!("STOPSIGNAL {signal}")
+        }
+        Expanded::Maintainer(author) => {
+            image.config.author = Some(author.clone());
+            format!("MAINTAINER {author}")
+        }
+        Expanded::Onbuild(trigger) => {
+            image.config.config.on_build.push(trigger.clone());
+            format!("ONBUILD {trigger}")
+        }
+        Expanded::Healthcheck(check) => {
+            let check = healthcheck(image, check);
+            let text = format!("HEALTHCHECK {}", quoted_list(&check.test));
+            image.set_healthcheck(check);
+            text
+        }
+    };
+    image.add_metadata(created_by);
+    true
+}
+
+fn pair_texts(pairs: &[(String, String)]) -> String {
+    pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+/// Go's empty struct, as ports and volumes carry it.
+fn empty_object() -> Value {
+    Value::Object(Map::new())
+}
+
+/// The words of a command, the shell's in front of the shell form.
+pub(crate) fn command_words(image: &ImageState, command: &ExpandedCommand) -> Vec<String> {
+    match command {
+        ExpandedCommand::Exec(words) => words.clone(),
+        ExpandedCommand::Shell(text) => {
+            let mut words = image.shell();
+            words.push(text.clone());
+            words
+        }
+    }
+}
+
+/// A shell form is marked `CMD-SHELL` instead of naming the shell: whoever runs the check knows the image's.
+fn healthcheck(image: &ImageState, check: &ExpandedHealthcheck) -> Healthcheck {
+    let ExpandedHealthcheck::Command { command, interval, timeout, start_period, start_interval, retries } =
+        check
+    else {
+        return Healthcheck { test: vec!["NONE".to_owned()], ..Healthcheck::default() };
+    };
+    let test = match command {
+        ExpandedCommand::Shell(text) => vec!["CMD-SHELL".to_owned(), text.clone()],
+        exec @ ExpandedCommand::Exec(_) => {
+            let words = command_words(image, exec);
+            std::iter::once("CMD".to_owned()).chain(words).collect()
+        }
+    };
+    let nanoseconds =
+        |time: &Option<crate::syntax::Duration>| time.as_ref().map_or(0, |time| time.nanoseconds());
+    Healthcheck {
+        test,
+        interval: nanoseconds(interval),
+        timeout: nanoseconds(timeout),
+        start_period: nanoseconds(start_period),
+        start_interval: nanoseconds(start_interval),
+        retries: retries.map_or(0, i64::from),
+    }
+}

@@ -1,0 +1,310 @@
+//! RUN: a process in a sandbox on the image's files; what it changed becomes the layer.
+//!
+//! 1. The key is made of everything the process can depend on, except time, network and the host's kernel.
+//! 2. The image's layers become overlay lower directories (snapshots); the upper directory receives the changes.
+//! 3. The process runs, its output told line by line.
+//! 4. The changes become a layer, and the upper directory that layer's snapshot, with the layer's times: a later step
+//!    sees the same files whether this one was run or found in the cache.
+//!
+//! The network is the host's unless `--network=none`. Set-user-ID programs work, as in Docker's builds.
+
+mod mounts;
+mod output;
+mod workspace;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use rimg_formats::layer::{Entry, EntryKind, LayerWriter, Mtime, MtimePolicy};
+use rimg_runner::snapshots::Snapshots;
+use rimg_runner::snapshots::changes::Changes;
+use rimg_runner::spec::{EtcFile, Network, RootFs, Stdio, Upper};
+use rimg_runner::{ExitStatus, Sandbox, SandboxSpec};
+
+use self::mounts::MountPlan;
+use self::workspace::RunWorkspace;
+use crate::cache::{Lookup, Slot, StepInputs, StepRecord};
+use crate::diagnostic::Diagnostic;
+use crate::engine::{Build, BuildError, RunFailure, StageRun, step_error};
+use crate::events::{Event, StepId};
+use crate::layer_step::{LayerStepError, StepOutcome};
+use crate::plan::{ExpandedRun, RunCommand, Step};
+use crate::source::Span;
+use crate::source_tree::SourceTree;
+
+/// What BuildKit calls its build containers; some configure scripts record it.
+const HOSTNAME: &str = "buildkitsandbox";
+
+/// Where the script of a heredoc with `#!` appears.
+const SCRIPT_DIRECTORY: &str = "/dev/pipes";
+
+/// RUN.
+pub(crate) fn run(
+    stage: &mut StageRun<'_>,
+    step: &Step,
+    instruction: &ExpandedRun,
+    id: StepId,
+) -> Result<StepOutcome, BuildError> {
+    refuse_unsupported(instruction)?;
+    let span = step.instruction.span;
+    let mounts = MountPlan::new(stage, step, instruction)?;
+    let inputs = inputs(stage, instruction, &mounts);
+    let slot = Slot::new(&step.instruction.text);
+    let key = inputs.key();
+    let maker = &stage.build.maker;
+    let outcome = match maker.cache.look_up(slot, &inputs)? {
+        Lookup::Hit(layer) => StepOutcome { key, cached: true, layer, entries: None },
+        Lookup::Miss(miss, _) => {
+            (stage.build.events)(Event::StepMissed { id, miss });
+            let outcome = execute(stage, instruction, mounts, id, span)?;
+            let record = StepRecord { inputs, layer: outcome.0.clone() };
+            maker.cache.remember(slot, &record)?;
+            StepOutcome { key, cached: false, layer: outcome.0, entries: outcome.1 }
+        }
+    };
+    let created_by = history_line(stage, instruction);
+    stage.take(&outcome, created_by)?;
+    Ok(outcome)
+}
+
+fn refuse_unsupported(instruction: &ExpandedRun) -> Result<(), BuildError> {
+    let mut errors = Vec::new();
+    if let Some(security) = instruction.security.as_ref().filter(|security| security.text == "insecure") {
+        errors.push(Diagnostic::not_supported(security.span, "`--security=insecure`"));
+    }
+    if let Some(device) = instruction.devices.first() {
+        errors.push(Diagnostic::not_supported(device.span, "`--device`"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors.into()) }
+}
+
+/// The final argument list.
+fn arguments(stage: &StageRun<'_>, command: &RunCommand) -> Vec<String> {
+    match command {
+        RunCommand::Exec(words) => words.clone(),
+        RunCommand::Shell(text) => {
+            let mut words = stage.image.shell();
+            words.push(text.clone());
+            words
+        }
+        RunCommand::Script { name, .. } => vec![format!("{SCRIPT_DIRECTORY}/{name}")],
+    }
+}
+
+/// What the process can depend on: the RUN column of the table in [`crate::cache`].
+fn inputs(stage: &StageRun<'_>, instruction: &ExpandedRun, mounts: &MountPlan) -> StepInputs {
+    let mut inputs = stage.build.maker.inputs("run");
+    let below = stage.image.chain().map_or_else(|| "nothing".to_owned(), |chain| chain.to_string());
+    inputs.add("the layers below", &below);
+    let arguments = arguments(stage, &instruction.command);
+    inputs.add_list("command", arguments.iter().map(String::as_str));
+    if let RunCommand::Script { content, .. } = &instruction.command {
+        inputs.add("script", content);
+    }
+    for (name, value) in stage.scope.run_environment() {
+        inputs.add(format!("environment {name}"), &value);
+    }
+    let exec = stage.image.exec();
+    inputs.add("user", &exec.user);
+    inputs.add("working directory", stage.image.working_directory());
+    inputs.add("hostname", HOSTNAME);
+    inputs.add("network", if wants_network(instruction) { "host" } else { "none" });
+    inputs.add("platform", &stage.image.config.platform.to_string());
+    mounts.add_inputs(&mut inputs);
+    inputs
+}
+
+fn wants_network(instruction: &ExpandedRun) -> bool {
+    instruction.network.as_ref().is_none_or(|network| network.text != "none")
+}
+
+/// `RUN |2 A=1 B=2 /bin/sh -c make # buildkit`: the arguments in scope are told, as BuildKit tells them.
+fn history_line(stage: &StageRun<'_>, instruction: &ExpandedRun) -> String {
+    let in_scope = stage.scope.arguments();
+    let mut words = vec!["RUN".to_owned()];
+    if !in_scope.is_empty() {
+        words.push(format!("|{}", in_scope.len()));
+        words.extend(in_scope.iter().map(|(name, value)| format!("{name}={value}")));
+    }
+    match &instruction.command {
+        RunCommand::Script { content, .. } => words.push(format!("<<EOF\n{content}EOF")),
+        command => words.extend(arguments(stage, command)),
+    }
+    format!("{} # buildkit", words.join(" "))
+}
+
+type Made = (Option<crate::cache::LayerRecord>, Option<usize>);
+
+/// Runs the process and makes its layer.
+fn execute(
+    stage: &StageRun<'_>,
+    instruction: &ExpandedRun,
+    mounts: MountPlan,
+    id: StepId,
+    span: Span,
+) -> Result<Made, BuildError> {
+    let build = stage.build;
+    let failed = |error: std::io::Error| BuildError::at(span, format!("failed to prepare the step: {error}"));
+    let snapshots = Snapshots::new(&build.store.snapshots_dir());
+    let lowers = lower_directories(stage, &snapshots, span)?;
+    let root = stage.tree.lookup(&rimg_formats::layer::LayerPath::root()).map_err(failed)?;
+    let workspace = RunWorkspace::new(&build.store.snapshots_dir(), root.as_ref()).map_err(failed)?;
+    let lowers = if lowers.is_empty() { vec![workspace.empty()] } else { lowers };
+    let rootfs = RootFs {
+        lowers: lowers.clone(),
+        upper: Upper::Directory { upper: workspace.upper(), work: workspace.work(), volatile: true },
+    };
+    let mut spec = sandbox(stage, instruction, rootfs);
+    mounts.prepare(build, &workspace, &mut spec).map_err(failed)?;
+    if let RunCommand::Script { name, content } = &instruction.command {
+        spec.mounts.push(workspace.script(&format!("{SCRIPT_DIRECTORY}/{name}"), content).map_err(failed)?);
+    }
+    let process = arguments(stage, &instruction.command);
+    run_process(build, spec, &process, id, span)?;
+    drop(mounts);
+    let preserve = build.maker.options.mtime == MtimePolicy::Preserve;
+    let changes = Changes::read(&workspace.upper(), &lowers, preserve).map_err(failed)?;
+    commit(build, &snapshots, &workspace, &changes).map_err(|error| step_error(error, span))
+}
+
+/// The lower directories of the image's layers, unpacked where they are not there yet.
+fn lower_directories(
+    stage: &StageRun<'_>,
+    snapshots: &Snapshots,
+    span: Span,
+) -> Result<Vec<PathBuf>, BuildError> {
+    let store = stage.build.store;
+    let open = |layer: &crate::cache::LayerRecord| {
+        let digest = layer.descriptor.digest;
+        let blob = store.verified_blob(&digest).map_err(std::io::Error::other)?;
+        let missing = || std::io::Error::other(format!("layer {digest} is not in the store"));
+        Ok(std::io::BufReader::with_capacity(1 << 20, blob.ok_or_else(missing)?.into_file()))
+    };
+    let prepare = |layer: &crate::cache::LayerRecord| {
+        let prepared = snapshots.prepare(&layer.diff_id, || open(layer));
+        prepared.map(|snapshot| snapshot.path).map_err(|error| BuildError::at(span, error.to_string()))
+    };
+    let prepared: Vec<Result<PathBuf, BuildError>> = std::thread::scope(|scope| {
+        let workers: Vec<_> =
+            stage.image.layers.iter().map(|layer| scope.spawn(move || prepare(layer))).collect();
+        workers.into_iter().map(|worker| worker.join().expect("unpacking does not panic")).collect()
+    });
+    prepared.into_iter().collect()
+}
+
+fn sandbox(stage: &StageRun<'_>, instruction: &ExpandedRun, rootfs: RootFs) -> SandboxSpec {
+    let arguments = arguments(stage, &instruction.command);
+    let mut spec = SandboxSpec::new(rootfs, arguments.into_iter().map(OsString::from).collect());
+    let environment = stage.scope.run_environment().into_iter().chain(stage.scope.proxy_environment());
+    spec.env = environment.map(|(name, value)| (name.into(), value.into())).collect();
+    spec.cwd = PathBuf::from(stage.image.working_directory());
+    spec.user.clone_from(&stage.image.exec().user);
+    spec.hostname = HOSTNAME.to_owned();
+    spec.no_new_privileges = false;
+    spec.network = if wants_network(instruction) { Network::Host } else { Network::None };
+    spec.files = etc_files();
+    spec
+}
+
+/// The files of `/etc` that belong to a process's surroundings. They are mounted, so they never get into a layer.
+fn etc_files() -> Vec<EtcFile> {
+    let hosts = format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let mut files = vec![
+        EtcFile { target: PathBuf::from("/etc/hosts"), content: hosts.into_bytes() },
+        EtcFile { target: PathBuf::from("/etc/hostname"), content: format!("{HOSTNAME}\n").into_bytes() },
+    ];
+    // A host without resolver configuration gives its builds none.
+    if let Ok(content) = std::fs::read("/etc/resolv.conf") {
+        files.push(EtcFile { target: PathBuf::from("/etc/resolv.conf"), content });
+    }
+    files
+}
+
+/// Runs the process to its end; an unsuccessful one is an error.
+fn run_process(
+    build: &Build<'_>,
+    spec: SandboxSpec,
+    process: &[String],
+    id: StepId,
+    span: Span,
+) -> Result<(), BuildError> {
+    let failed = |error: rimg_runner::SandboxError| {
+        BuildError::Run(Box::new(RunFailure {
+            diagnostic: Diagnostic::error(span, format!("failed to start the step: {error}"))
+                .help("`rimg doctor` tells what this machine lacks for RUN steps"),
+            exit_code: None,
+            last_lines: Vec::new(),
+        }))
+    };
+    let mut running =
+        Sandbox::new(spec).and_then(|sandbox| sandbox.spawn(Stdio::output_piped())).map_err(failed)?;
+    let last_lines = output::follow(build, id, &mut running);
+    let status = running.wait().map_err(failed)?;
+    build.check_stopped()?;
+    match status {
+        ExitStatus { code: 0, exec_error: None, .. } => Ok(()),
+        status => Err(BuildError::Run(Box::new(failure(&status, process, last_lines, span)))),
+    }
+}
+
+fn failure(status: &ExitStatus, process: &[String], last_lines: Vec<String>, span: Span) -> RunFailure {
+    let shown = process.join(" ");
+    let message = match (&status.exec_error, status.signal) {
+        (Some(error), _) => {
+            format!("failed to run `{}`: {error}", process.first().map_or("", String::as_str))
+        }
+        (None, Some(signal)) => format!("`{shown}` was ended by signal {signal}"),
+        (None, None) => format!("`{shown}` failed with exit code {}", status.code),
+    };
+    let mut diagnostic = Diagnostic::error(span, message);
+    if let Some(error) = &status.exec_error {
+        diagnostic = match error.errno {
+            // ENOENT
+            2 => diagnostic.help("the image has no such program, or not the interpreter that it names"),
+            // ENOEXEC
+            8 => diagnostic.help("the program is for another processor"),
+            _ => diagnostic,
+        };
+    }
+    RunFailure { diagnostic, exit_code: u8::try_from(status.code).ok(), last_lines }
+}
+
+/// Makes a layer of the changes and its snapshot of the upper directory.
+fn commit(
+    build: &Build<'_>,
+    snapshots: &Snapshots,
+    workspace: &RunWorkspace,
+    changes: &Changes,
+) -> Result<Made, LayerStepError> {
+    if changes.entries.is_empty() {
+        return Ok((None, None));
+    }
+    let maker = &build.maker;
+    let mut writer = LayerWriter::new(build.store.ingest_local()?, maker.options)?;
+    for entry in &changes.entries {
+        let entry = with_image_xattrs(entry);
+        match entry.kind {
+            EntryKind::Regular { .. } => writer.append_file(&entry, &changes.open(&entry.path)?)?,
+            _ => writer.append_empty(&entry)?,
+        }
+    }
+    let finished = writer.finish()?;
+    let count = finished.index.entries.len();
+    let layer = maker.commit(finished)?;
+    let time = match maker.options.mtime {
+        MtimePolicy::Fixed(epoch) => Some(Mtime { secs: epoch.seconds(), nanos: 0 }),
+        MtimePolicy::Preserve => None,
+    };
+    let adopted = snapshots.adopt(&layer.diff_id, &workspace.upper(), changes, time);
+    adopted.map_err(|error| LayerStepError::Read(std::io::Error::other(error)))?;
+    Ok((Some(layer), Some(count)))
+}
+
+/// The entry without what describes the host: labels of security modules, and marks only the host's root may make.
+fn with_image_xattrs(entry: &Entry) -> Entry {
+    let mut entry = entry.clone();
+    entry.xattrs.retain(|name, _| {
+        name == b"security.capability" || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")
+    });
+    entry
+}

@@ -1,0 +1,347 @@
+//! `RUN --mount=`: what is shown to the process, and what of it enters the key.
+//!
+//! | type | shown | in the key |
+//! |---|---|---|
+//! | `bind` | the context's own directory where nothing hides in it and nobody may write, else a copy | its content |
+//! | `cache` | `cache-mounts/<digest of id>[.n]/content` of the store, locked as `sharing` says | its options |
+//! | `tmpfs` | an empty file system | its options |
+//! | `secret` | a file that only exists in memory, or a variable | its options, never its content |
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rimg_formats::digest::Digest;
+use rimg_formats::layer::LayerPath;
+use rimg_runner::SandboxSpec;
+use rimg_runner::spec::{EtcFile, Mount as SandboxMount, MountKind as SandboxMountKind, PrivateFile};
+use rustix::fs::{FlockOperation, flock};
+
+use super::workspace::RunWorkspace;
+use crate::cache::StepInputs;
+use crate::copy::destination::clean;
+use crate::diagnostic::Diagnostic;
+use crate::engine::{Build, BuildError, StageRun, source_tree, step_error};
+use crate::layer_plan::{LayerPlan, PlannedEntry};
+use crate::materialise::materialise;
+use crate::plan::{CopySource, ExpandedRun, Step};
+use crate::source_tree::{SourceTree, land};
+use crate::syntax::{CacheSharing, Mount, MountKind};
+
+/// The mounts of a step. Dropping it releases the locks of its caches.
+pub(super) struct MountPlan {
+    mounts: Vec<Prepared>,
+    locks: std::cell::RefCell<Vec<File>>,
+}
+
+/// A mount, with what can be known before the step runs.
+struct Prepared {
+    target: String,
+    read_only: bool,
+    kind: Kind,
+    /// What of it enters the key.
+    options: String,
+    content: Option<Digest>,
+}
+
+enum Kind {
+    /// A directory or file of the host.
+    InPlace(PathBuf),
+    /// Entries to be copied; the first is what is mounted.
+    Copied(Vec<PlannedEntry>),
+    Cache {
+        id: String,
+        sharing: CacheSharing,
+        mode: u32,
+        owner: (u32, u32),
+    },
+    Tmpfs {
+        size: Option<u64>,
+    },
+    SecretFile {
+        content: Vec<u8>,
+        mode: u32,
+        owner: (u32, u32),
+    },
+    SecretVariable {
+        name: String,
+        content: Vec<u8>,
+    },
+}
+
+/// What a copied mount is called in its directory.
+const CONTENT: &str = "content";
+
+impl MountPlan {
+    /// Resolves the mounts of an instruction.
+    pub(super) fn new(
+        stage: &StageRun<'_>,
+        step: &Step,
+        instruction: &ExpandedRun,
+    ) -> Result<MountPlan, BuildError> {
+        let mut mounts = Vec::new();
+        for (mount, source) in instruction.mounts.iter().zip(&step.mount_sources) {
+            plan(stage, mount, source, &mut mounts)?;
+        }
+        Ok(MountPlan { mounts, locks: std::cell::RefCell::default() })
+    }
+
+    /// Adds what the mounts contribute to the key.
+    pub(super) fn add_inputs(&self, inputs: &mut StepInputs) {
+        for mount in &self.mounts {
+            inputs.add(format!("mount {}", mount.target), &mount.options);
+            if let Some(content) = mount.content {
+                inputs.add_digest(format!("the content of mount {}", mount.target), content);
+            }
+        }
+    }
+
+    /// Makes what has to be made and puts the mounts into the sandbox.
+    pub(super) fn prepare(
+        &self,
+        build: &Build<'_>,
+        workspace: &RunWorkspace,
+        spec: &mut SandboxSpec,
+    ) -> io::Result<()> {
+        // Locks are taken in one order by everybody, or two steps could wait for each other.
+        let mut caches: Vec<(String, CacheSharing)> = Vec::new();
+        for mount in &self.mounts {
+            if let Kind::Cache { id, sharing, .. } = &mount.kind {
+                caches.push((id.clone(), *sharing));
+            }
+        }
+        caches.sort_by(|left, right| left.0.cmp(&right.0));
+        caches.dedup_by(|left, right| left.0 == right.0);
+        let mut directories = Vec::new();
+        for (id, sharing) in caches {
+            let (directory, lock) = cache_directory(build.store.root(), &id, sharing)?;
+            self.locks.borrow_mut().push(lock);
+            directories.push((id, directory));
+        }
+        for (number, mount) in self.mounts.iter().enumerate() {
+            let target = absolute(&mount.target, &spec.cwd);
+            let bind = |source| SandboxMount {
+                kind: SandboxMountKind::Bind { source },
+                target: target.clone(),
+                read_only: mount.read_only,
+            };
+            match &mount.kind {
+                Kind::InPlace(source) => spec.mounts.push(bind(source.clone())),
+                Kind::Copied(entries) => {
+                    let directory = workspace.mount_directory(number)?;
+                    materialise(entries, &directory, build.maker.options.mtime)?;
+                    spec.mounts.push(bind(directory.join(CONTENT)));
+                }
+                Kind::Cache { id, mode, owner, .. } => {
+                    let found = directories.iter().find(|(known, _)| known == id);
+                    let (_, directory) =
+                        found.ok_or_else(|| io::Error::other("a cache without directory"))?;
+                    spec.mounts.push(bind(cache_content(directory, *mode, *owner)?));
+                }
+                Kind::Tmpfs { size } => spec.mounts.push(SandboxMount {
+                    kind: SandboxMountKind::Tmpfs { size_bytes: *size, mode: 0o1777 },
+                    target,
+                    read_only: mount.read_only,
+                }),
+                Kind::SecretFile { content, mode, owner } => spec.private_files.push(PrivateFile {
+                    file: EtcFile { target, content: content.clone() },
+                    mode: *mode,
+                    uid: owner.0,
+                    gid: owner.1,
+                }),
+                Kind::SecretVariable { name, content } => {
+                    use std::os::unix::ffi::OsStringExt;
+                    spec.env.push((name.into(), std::ffi::OsString::from_vec(content.clone())));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn absolute(target: &str, working_directory: &Path) -> PathBuf {
+    working_directory.join(target)
+}
+
+/// Resolves one mount; secrets may become several, or none.
+fn plan(
+    stage: &StageRun<'_>,
+    mount: &Mount,
+    source: &CopySource,
+    mounts: &mut Vec<Prepared>,
+) -> Result<(), BuildError> {
+    let target = mount.target.clone().unwrap_or_default();
+    let read_only = mount.read_only;
+    let access = if read_only { "ro" } else { "rw" };
+    match &mount.kind {
+        MountKind::Bind { source: path } => {
+            let (kind, content) = bind(stage, mount, source, path)?;
+            let options = format!("bind {access} {path}");
+            mounts.push(Prepared { target, read_only, kind, options, content: Some(content) });
+        }
+        MountKind::Cache { id, sharing, source: path, mode, uid, gid } => {
+            if mount.from.is_some() || path != "/" {
+                return Err(
+                    Diagnostic::not_supported(mount.span, "a cache mount that starts with content").into()
+                );
+            }
+            let id = id.clone().unwrap_or_else(|| target.clone());
+            let options = format!("cache {access} {id} {mode:o} {uid}:{gid}");
+            let kind = Kind::Cache { id, sharing: *sharing, mode: *mode, owner: (*uid, *gid) };
+            mounts.push(Prepared { target, read_only, kind, options, content: None });
+        }
+        MountKind::Tmpfs { size } => {
+            let options = format!("tmpfs {access} {size:?}");
+            mounts.push(Prepared {
+                target,
+                read_only,
+                kind: Kind::Tmpfs { size: *size },
+                options,
+                content: None,
+            });
+        }
+        MountKind::Secret { id, env, required, mode, uid, gid } => {
+            let Some(content) = stage.build.options.secrets.get(id) else {
+                return if *required {
+                    let error = Diagnostic::error(mount.span, format!("the secret `{id}` is required"));
+                    Err(error.help(format!("give it: `--secret id={id},src=FILE`")).into())
+                } else {
+                    Ok(())
+                };
+            };
+            let options = format!("secret {id} {mode:o} {uid}:{gid} {env:?}");
+            if let Some(name) = env {
+                let kind = Kind::SecretVariable { name: name.clone(), content: content.clone() };
+                mounts.push(Prepared {
+                    target: name.clone(),
+                    read_only,
+                    kind,
+                    options: options.clone(),
+                    content: None,
+                });
+            }
+            if mount.target.is_some() || env.is_none() {
+                let target = if target.is_empty() { format!("/run/secrets/{id}") } else { target };
+                let kind = Kind::SecretFile { content: content.clone(), mode: *mode, owner: (*uid, *gid) };
+                mounts.push(Prepared { target, read_only, kind, options, content: None });
+            }
+        }
+        MountKind::Ssh { .. } => {
+            return Err(Diagnostic::not_supported(mount.span, "`--mount=type=ssh`").into());
+        }
+    }
+    Ok(())
+}
+
+/// A bind mount: its content's digest, and whether it can be shown in place.
+fn bind(
+    stage: &StageRun<'_>,
+    mount: &Mount,
+    source: &CopySource,
+    path: &str,
+) -> Result<(Kind, Digest), BuildError> {
+    let failed = |message: String| BuildError::at(mount.span, message);
+    let tree = source_tree(stage, source, mount.span)?;
+    let cleaned = clean(path.as_bytes()).map_err(|error| failed(error.to_string()))?;
+    let landing = land(&*tree, &cleaned).map_err(|error| failed(error.to_string()))?;
+    let Some(node) = landing.node else {
+        let error = Diagnostic::error(mount.span, format!("`{path}` is not in {}", tree.describe()));
+        return Err(match tree.explain_missing(&landing.path) {
+            Some(reason) => error.note(reason),
+            None => error,
+        }
+        .into());
+    };
+    let mut plan = LayerPlan::default();
+    let is_directory = node.is_directory();
+    let content = LayerPath::parse(CONTENT).expect("the constant is a clean path");
+    let owner = node.owner.unwrap_or((0, 0));
+    let planned = plan.put_anew(content.clone(), node, owner).and_then(|()| {
+        if is_directory { add_contents(&*tree, &landing.path, &content, &mut plan) } else { Ok(()) }
+    });
+    planned.map_err(|error| failed(error.to_string()))?;
+    let entries = plan.into_entries();
+    let digest = stage.build.maker.content_digest(&entries).map_err(|error| step_error(error, mount.span))?;
+    let in_place = mount.read_only && *source == CopySource::Context && stage.build.options.ignore.is_empty();
+    let kind = match &stage.build.options.context {
+        Some(context) if in_place => {
+            // A relative directory would be looked for from wherever the sandbox is made.
+            let context = context.canonicalize().map_err(|error| failed(error.to_string()))?;
+            Kind::InPlace(context.join(landing.path.as_path()))
+        }
+        _ => Kind::Copied(entries),
+    };
+    Ok((kind, digest))
+}
+
+fn add_contents(
+    tree: &dyn SourceTree,
+    from: &LayerPath,
+    to: &LayerPath,
+    plan: &mut LayerPlan,
+) -> io::Result<()> {
+    for (name, node) in tree.children(from)? {
+        let (source, path) = (from.join(&name), to.join(&name));
+        let (source, path) = (source.map_err(io::Error::other)?, path.map_err(io::Error::other)?);
+        let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
+        plan.put_anew(path.clone(), node, owner)?;
+        if is_directory {
+            add_contents(tree, &source, &path, plan)?;
+        }
+    }
+    Ok(())
+}
+
+/// The directory of a cache and its lock, held as long as the file is open.
+fn cache_directory(store: &Path, id: &str, sharing: CacheSharing) -> io::Result<(PathBuf, File)> {
+    let parent = store.join("cache-mounts");
+    fs::create_dir_all(&parent)?;
+    let name = Digest::sha256(id.as_bytes()).hex();
+    let open = |name: &str| -> io::Result<(PathBuf, File)> {
+        let directory = parent.join(name);
+        fs::create_dir_all(&directory)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(directory.join("lock"))?;
+        Ok((directory, lock))
+    };
+    match sharing {
+        CacheSharing::Shared => {
+            let (directory, lock) = open(&name)?;
+            flock(&lock, FlockOperation::LockShared)?;
+            Ok((directory, lock))
+        }
+        CacheSharing::Locked => {
+            let (directory, lock) = open(&name)?;
+            flock(&lock, FlockOperation::LockExclusive)?;
+            Ok((directory, lock))
+        }
+        CacheSharing::Private => {
+            for number in 0.. {
+                let (directory, lock) =
+                    open(&if number == 0 { name.clone() } else { format!("{name}.{number}") })?;
+                match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                    Err(rustix::io::Errno::WOULDBLOCK) => {}
+                    Err(error) => return Err(error.into()),
+                    Ok(()) => return Ok((directory, lock)),
+                }
+            }
+            Err(io::Error::other("no free cache directory"))
+        }
+    }
+}
+
+/// What is mounted of a cache; made at its first use.
+fn cache_content(directory: &Path, mode: u32, owner: (u32, u32)) -> io::Result<PathBuf> {
+    let content = directory.join(CONTENT);
+    match fs::create_dir(&content) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+        Ok(()) => {
+            fs::set_permissions(&content, fs::Permissions::from_mode(mode))?;
+            if owner != (0, 0) {
+                std::os::unix::fs::chown(&content, Some(owner.0), Some(owner.1))?;
+            }
+        }
+    }
+    Ok(content)
+}

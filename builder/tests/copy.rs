@@ -1,0 +1,228 @@
+//! COPY's rules: sources, destinations, owners and modes, as BuildKit has them.
+
+#![allow(clippy::unwrap_used)]
+
+mod kit;
+
+use kit::Workspace;
+
+/// Builds `COPY` lines on a small base and returns the listing without the base's own entries.
+fn copied(lines: &str) -> Vec<String> {
+    let workspace = workspace();
+    let base = "FROM scratch AS base\nCOPY base/ /\nFROM base\n";
+    let all = workspace.build(&format!("{base}{lines}")).listing();
+    let base = workspace.build("FROM scratch\nCOPY base/ /\n").listing();
+    all.into_iter().filter(|line| !base.contains(line)).collect()
+}
+
+fn workspace() -> Workspace {
+    let workspace = Workspace::new();
+    workspace
+        .file("base/etc/passwd", "root:x:0:0::/:\nweb:x:33:44::/:\n")
+        .file("base/etc/group", "root:x:0:\nwww:x:55:\n")
+        .file("base/dir/old", "old")
+        .file("base/usr/lib/so", "so")
+        .link("base/lib", "usr/lib")
+        .link("base/abs", "/dir")
+        .file("one", "1")
+        .file("two", "2")
+        .file("tree/a", "a")
+        .file("tree/sub/b", "b")
+        .link("tree/up", "../one")
+        .link("tree/sub/out", "/etc/passwd")
+        .link("to-tree", "tree")
+        .link("to-one", "tree/up")
+        .link("escape", "../../../../../one")
+        .file("odd[1]", "odd");
+    workspace
+}
+
+#[test]
+fn destinations() {
+    let table: &[(&str, &[&str])] = &[
+        ("COPY one /", &["f644 0:0 one = 1"]),
+        ("COPY one /x", &["f644 0:0 x = 1"]),
+        ("COPY one /x/", &["d755 0:0 x", "f644 0:0 x/one = 1"]),
+        ("COPY one /x/y/z", &["d755 0:0 x", "d755 0:0 x/y", "f644 0:0 x/y/z = 1"]),
+        ("COPY one /dir", &["f644 0:0 dir/one = 1"]),
+        ("COPY one /abs", &["f644 0:0 dir/one = 1"]),
+        ("COPY one /lib/x", &["f644 0:0 usr/lib/x = 1"]),
+        ("COPY one /lib/", &["f644 0:0 usr/lib/one = 1"]),
+        ("COPY one two /x/", &["d755 0:0 x", "f644 0:0 x/one = 1", "f644 0:0 x/two = 2"]),
+        (
+            "COPY tree /x",
+            &[
+                "d755 0:0 x",
+                "f644 0:0 x/a = a",
+                "d755 0:0 x/sub",
+                "f644 0:0 x/sub/b = b",
+                "l777 0:0 x/sub/out -> /etc/passwd",
+                "l777 0:0 x/up -> ../one",
+            ],
+        ),
+        ("COPY tree/sub/b tree/a /dir/", &["f644 0:0 dir/a = a", "f644 0:0 dir/b = b"]),
+        ("WORKDIR /w\nCOPY one .", &["d755 0:0 w", "f644 0:0 w/one = 1"]),
+        ("WORKDIR /w\nWORKDIR v\nCOPY one ../", &["d755 0:0 w", "f644 0:0 w/one = 1", "d755 0:0 w/v"]),
+        ("COPY one ../../../x", &["f644 0:0 x = 1"]),
+        ("COPY [\"one\", \"/with space\"]", &["f644 0:0 with space = 1"]),
+        ("COPY one /etc/passwd", &["f644 0:0 etc/passwd = 1"]),
+    ];
+    for (lines, expected) in table {
+        assert_eq!(copied(lines), *expected, "{lines}");
+    }
+}
+
+#[test]
+fn sources() {
+    let table: &[(&str, &[&str])] = &[
+        ("COPY /one /../two /x/", &["d755 0:0 x", "f644 0:0 x/one = 1", "f644 0:0 x/two = 2"]),
+        ("COPY t[vw]o /x", &["f644 0:0 x = 2"]),
+        ("COPY [^a-t]wo* o?e /x/", &["d755 0:0 x", "f644 0:0 x/one = 1"]),
+        (
+            "COPY tree/* /x/",
+            &[
+                "d755 0:0 x",
+                "f644 0:0 x/a = a",
+                "f644 0:0 x/b = b",
+                "l777 0:0 x/out -> /etc/passwd",
+                "f644 0:0 x/up = 1",
+            ],
+        ),
+        ("COPY nothing* /x/", &[]),
+        (
+            "COPY to-tree /x",
+            &[
+                "d755 0:0 x",
+                "f644 0:0 x/a = a",
+                "d755 0:0 x/sub",
+                "f644 0:0 x/sub/b = b",
+                "l777 0:0 x/sub/out -> /etc/passwd",
+                "l777 0:0 x/up -> ../one",
+            ],
+        ),
+        ("COPY to-one /x/", &["d755 0:0 x", "f644 0:0 x/to-one = 1"]),
+        ("COPY to-tree/sub/b /x", &["f644 0:0 x = b"]),
+        ("COPY escape /x", &["f644 0:0 x = 1"]),
+        ("COPY odd[1] /x/", &[]),
+        ("COPY odd[[]1] /x", &["f644 0:0 x = odd"]),
+        (
+            "COPY --parents tree/sub/b /x/",
+            &["d755 0:0 x", "d755 0:0 x/tree", "d755 0:0 x/tree/sub", "f644 0:0 x/tree/sub/b = b"],
+        ),
+        ("COPY --parents tree/./sub/b /x/", &["d755 0:0 x", "d755 0:0 x/sub", "f644 0:0 x/sub/b = b"]),
+        (
+            "COPY --parents **/b /x/",
+            &["d755 0:0 x", "d755 0:0 x/tree", "d755 0:0 x/tree/sub", "f644 0:0 x/tree/sub/b = b"],
+        ),
+        ("COPY --exclude=sub --exclude=u* tree /x", &["d755 0:0 x", "f644 0:0 x/a = a"]),
+        (
+            "COPY --exclude=** --exclude=!sub/b tree /x",
+            &["d755 0:0 x", "d755 0:0 x/sub", "f644 0:0 x/sub/b = b"],
+        ),
+        (
+            "COPY <<A <<B /x/\na$PATH\nA\nb\nB",
+            &[
+                "d755 0:0 x",
+                "f644 0:0 x/A = a/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "f644 0:0 x/B = b",
+            ],
+        ),
+        ("COPY <<'A' /x\n$PATH\nA", &["f644 0:0 x = $PATH"]),
+        ("ADD one /x", &["f644 0:0 x = 1"]),
+    ];
+    for (lines, expected) in table {
+        assert_eq!(copied(lines), *expected, "{lines}");
+    }
+}
+
+#[test]
+fn owners_and_modes() {
+    let table: &[(&str, &[&str])] = &[
+        ("COPY --chown=7 one /x", &["f644 7:7 x = 1"]),
+        ("COPY --chown=7:8 one /x/y", &["d755 7:8 x", "f644 7:8 x/y = 1"]),
+        ("COPY --chown=web one /x", &["f644 33:44 x = 1"]),
+        ("COPY --chown=web:www one /x", &["f644 33:55 x = 1"]),
+        ("COPY --chown=:www one /x", &["f644 0:55 x = 1"]),
+        ("COPY --chmod=600 one /x", &["f600 0:0 x = 1"]),
+        (
+            "COPY --chmod=u=rwX,go=rX tree/sub /x",
+            &["d755 0:0 x", "f644 0:0 x/b = b", "l777 0:0 x/out -> /etc/passwd"],
+        ),
+        (
+            "COPY --chmod=4711 --chown=1 tree/sub /x",
+            &["d755 1:1 x", "f4711 1:1 x/b = b", "l777 1:1 x/out -> /etc/passwd"],
+        ),
+        ("ARG who=web\nCOPY --chown=$who one /x", &["f644 33:44 x = 1"]),
+        ("USER web\nCOPY one /x", &["f644 0:0 x = 1"]),
+        ("USER web\nWORKDIR /w/v", &["d755 33:44 w", "d755 33:44 w/v"]),
+    ];
+    for (lines, expected) in table {
+        assert_eq!(copied(lines), *expected, "{lines}");
+    }
+}
+
+#[test]
+fn other_stages_keep_owners_and_links() {
+    let workspace = workspace();
+    let built = workspace.build(
+        "FROM scratch AS first\nCOPY --chown=5:6 tree /t\nCOPY --chown=5:6 one /t/\n\
+         FROM scratch\nCOPY --from=first /t /copy\nCOPY --from=0 /t/sub/b /t/a /files/\nCOPY --from=first --chown=0 /t/one /x\n",
+    );
+    assert_eq!(
+        built.listing(),
+        [
+            "d755 0:0 copy",
+            "f644 5:6 copy/a = a",
+            "f644 5:6 copy/one = 1",
+            "d755 5:6 copy/sub",
+            "f644 5:6 copy/sub/b = b",
+            "l777 5:6 copy/sub/out -> /etc/passwd",
+            "l777 5:6 copy/up -> ../one",
+            "d755 0:0 files",
+            "f644 5:6 files/a = a",
+            "f644 5:6 files/b = b",
+            "f644 0:0 x = 1",
+        ]
+    );
+}
+
+#[test]
+fn parents_of_the_base_come_along_with_their_attributes() {
+    let workspace = workspace();
+    let built = workspace.build("FROM scratch\nCOPY --chown=5:6 --chmod=700 tree /t/\nCOPY one /t/sub/\n");
+    let top = &built.result.layers[1].0;
+    let index = workspace.store.layer_index(&top.digest).unwrap();
+    let entries: Vec<String> = index
+        .entries
+        .iter()
+        .map(|entry| format!("{:o} {} {}", entry.entry.mode, entry.entry.uid, entry.path()))
+        .collect();
+    assert_eq!(entries, ["755 5 t", "700 5 t/sub", "644 0 t/sub/one"]);
+}
+
+#[test]
+fn errors() {
+    let table = [
+        (
+            "COPY onn /x",
+            "error: `onn` is not in the build context\n --> Buildfile:3:6\n  |\n3 | COPY onn /x\n  |      ^^^ not found\n  |\n  = help: did you mean `one`?\n",
+        ),
+        ("COPY tree/c /x", "`tree/c` is not in the build context"),
+        ("COPY one/c /x", "`one/c` is not in the build context"),
+        ("COPY one two /x", "wants a directory"),
+        ("COPY o* t* /x", "wants a directory"),
+        ("COPY [ot]* /x", "several files are to go to `/x`, which is not written as a directory"),
+        ("COPY tree /one/../etc/passwd", "cannot copy a directory onto `/etc/passwd`, which is a file"),
+        (
+            "COPY base/lib /lib/x\nCOPY one /dir/..\nCOPY one /dir/old/",
+            "cannot copy a directory onto `/dir/old`, which is a file",
+        ),
+        ("COPY --chown=nobody one /x", "user `nobody` is not in the image's /etc/passwd"),
+        ("COPY --chown=0:none one /x", "group `none` is not in the image's /etc/group"),
+        ("ADD https://example.com/x /x", "ADD of a URL or git repository is not supported yet"),
+    ];
+    for (lines, expected) in table {
+        let text = workspace().fails(&format!("FROM scratch\nCOPY base/ /\n{lines}\n"));
+        assert!(text.contains(expected), "{lines}: {text}");
+    }
+}

@@ -1,0 +1,249 @@
+//! Stages, bases, configuration and history.
+
+#![allow(clippy::unwrap_used)]
+
+mod kit;
+
+use kit::Workspace;
+
+fn history(outcome: &kit::Outcome) -> Vec<String> {
+    let line = |line: &rimg_formats::config::History| {
+        let mark = if line.empty_layer { "-" } else { "+" };
+        format!("{mark} {}", line.created_by.clone().unwrap_or_default())
+    };
+    outcome.config().history.iter().map(line).collect()
+}
+
+#[test]
+fn metadata() {
+    let workspace = Workspace::new();
+    workspace.file("a", "a");
+    let built = workspace.build(
+        "FROM scratch\nARG V=1\nARG W\nENV A=$V B=two\nLABEL x=\"a b\" y=$A\nEXPOSE 80 90-91/udp\nVOLUME /v /w\n\
+         USER 5:6\nWORKDIR /srv\nWORKDIR app\nSTOPSIGNAL SIGINT\nSHELL [\"/bin/ash\", \"-c\"]\nCMD echo hi\n\
+         HEALTHCHECK --interval=5s --retries=2 CMD true\nMAINTAINER me\nONBUILD COPY x /\nCOPY --chown=1 a /b/\n",
+    );
+    let config = built.config();
+    let exec = &config.config;
+    assert_eq!(exec.env[1..], ["A=1", "B=two"]);
+    assert_eq!(serde_json::to_value(&exec.labels).unwrap(), serde_json::json!({"x": "a b", "y": "1"}));
+    assert_eq!(exec.exposed_ports.keys().collect::<Vec<_>>(), ["80/tcp", "90/udp", "91/udp"]);
+    assert_eq!(exec.volumes.keys().collect::<Vec<_>>(), ["/v", "/w"]);
+    assert_eq!((exec.user.as_str(), exec.working_dir.as_str()), ("5:6", "/srv/app"));
+    assert_eq!(exec.cmd.as_ref().unwrap()[..], ["/bin/ash", "-c", "echo hi"]);
+    assert_eq!(exec.on_build, ["COPY x /"]);
+    assert_eq!(config.author.as_deref(), Some("me"));
+    let check = exec.healthcheck.as_ref().unwrap();
+    assert_eq!(
+        (check.test.join("|").as_str(), check.interval, check.retries),
+        ("CMD-SHELL|true", 5_000_000_000, 2)
+    );
+    assert_eq!(
+        history(&built),
+        [
+            "- ARG V=1",
+            "- ARG W",
+            "- ENV A=1 B=two",
+            "- LABEL x=a b y=1",
+            "- EXPOSE map[80/tcp:{} 90/udp:{} 91/udp:{}]",
+            "- VOLUME [/v /w]",
+            "- USER 5:6",
+            "+ WORKDIR /srv",
+            "+ WORKDIR /srv/app",
+            "- STOPSIGNAL SIGINT",
+            "- SHELL [/bin/ash -c]",
+            "- CMD [\"/bin/ash\" \"-c\" \"echo hi\"]",
+            "- HEALTHCHECK [\"CMD-SHELL\" \"true\"]",
+            "- MAINTAINER me",
+            "- ONBUILD COPY x /",
+            "+ COPY --chown=1 a /b/ # buildkit",
+        ]
+    );
+    assert_eq!(built.listing(), ["d755 1:1 b", "f644 1:1 b/a = a", "d755 5:6 srv", "d755 5:6 srv/app"]);
+    assert_eq!(config.rootfs.diff_ids.len(), built.manifest().layers().len());
+}
+
+#[test]
+fn bases_are_inherited_and_triggers_run() {
+    let workspace = Workspace::new();
+    workspace.file("a", "a").file("b", "b");
+    let mut options = workspace
+        .options("FROM scratch\nCOPY a /\nENV V=base\nCMD [\"x\"]\nONBUILD COPY b /on\nONBUILD ENV T=$V\n");
+    options.tags = vec!["base:1".parse().unwrap()];
+    let base = workspace.build_with(options).unwrap();
+    assert_eq!(base.result.names[0].1.as_ref().unwrap().as_str(), "1");
+    let built = workspace.build("FROM base:1\nENTRYPOINT [\"e\"]\n");
+    assert_eq!(built.listing(), ["f644 0:0 a = a", "f644 0:0 on = b"]);
+    let exec = built.config().config;
+    assert_eq!(exec.env[1..], ["V=base", "T=base"]);
+    assert_eq!((exec.cmd, exec.on_build.len()), (None, 0));
+    assert_eq!(built.result.layers[0], base.result.layers[0]);
+    let from = workspace.build("FROM scratch\nCOPY --from=base:1 /a /copy\n");
+    assert_eq!(from.listing(), ["f644 0:0 copy = a"]);
+}
+
+#[test]
+fn only_what_the_target_needs_is_built() {
+    let workspace = Workspace::new();
+    workspace.file("a", "a");
+    let text = "FROM scratch AS one\nCOPY a /one\nFROM scratch AS bad\nCOPY missing /\nFROM scratch AS two\n\
+                COPY --from=one /one /two\nFROM scratch AS three\nCOPY a /three\n";
+    let mut options = workspace.options(text);
+    options.target = Some("two".to_owned());
+    let built = workspace.build_with(options).unwrap();
+    assert_eq!(built.listing(), ["f644 0:0 two = a"]);
+    let steps = built.steps();
+    assert!(steps.iter().all(|step| step.starts_with("0.") || step.starts_with("2.")), "{steps:?}");
+    let mut options = workspace.options(text);
+    options.target = Some("tow".to_owned());
+    assert!(workspace.build_with(options).is_err());
+}
+
+#[test]
+fn a_directory_as_base() {
+    let workspace = Workspace::new();
+    workspace.file("rootfs/etc/os-release", "ID=test").file("rootfs/bin/sh", "#!").file("x", "x");
+    workspace.link("rootfs/sbin", "bin");
+    std::fs::hard_link(workspace.context().join("rootfs/bin/sh"), workspace.context().join("rootfs/bin/zsh"))
+        .unwrap();
+    let socket = std::os::unix::net::UnixListener::bind(workspace.context().join("rootfs/socket")).unwrap();
+    let text = "FROM ./rootfs\nCOPY x /sbin/\n";
+    let built = workspace.build(text);
+    drop(socket);
+    assert_eq!(
+        built.listing(),
+        [
+            "d755 0:0 bin",
+            "f644 0:0 bin/sh = #!",
+            "f644 0:0 bin/x = x",
+            "h644 0:0 bin/zsh = #!",
+            "d755 0:0 etc",
+            "f644 0:0 etc/os-release = ID=test",
+            "l777 0:0 sbin -> bin",
+        ]
+    );
+    assert_eq!(history(&built), ["+ FROM ./rootfs", "+ COPY x /sbin/ # buildkit"]);
+    assert_eq!(workspace.build(text).steps(), ["0.0 cached", "0.1 cached"]);
+    workspace.file("rootfs/etc/os-release", "ID=other");
+    assert_eq!(
+        workspace.build(text).steps(),
+        ["0.0 missed: file etc/os-release changed", "0.0 done 6", "0.1 cached"]
+    );
+    let text = workspace.fails("FROM ./rotfs\n");
+    assert!(text.starts_with("error: failed to open `./rotfs`: No such file or directory"), "{text}");
+}
+
+/// A tar made by hand: no tool that is at hand writes what these tests need.
+fn tar(entries: &[(&str, u8, &str)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, kind, content) in entries {
+        let mut block = [0_u8; 512];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[100..107].copy_from_slice(b"0000644");
+        block[108..115].copy_from_slice(b"0000007");
+        block[116..123].copy_from_slice(b"0000011");
+        let data = if *kind == b'0' { content.as_bytes() } else { b"" };
+        block[124..135].copy_from_slice(format!("{:011o}", data.len()).as_bytes());
+        block[136..147].copy_from_slice(b"00000000000");
+        block[156] = *kind;
+        if *kind != b'0' {
+            block[157..157 + content.len()].copy_from_slice(content.as_bytes());
+        }
+        block[257..263].copy_from_slice(b"ustar\0");
+        block[263..265].copy_from_slice(b"00");
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        out.extend_from_slice(&block);
+        out.extend_from_slice(data);
+        out.resize(out.len().next_multiple_of(512), 0);
+    }
+    out.resize(out.len() + 1024, 0);
+    out
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    // Stored blocks: valid gzip without a compressor.
+    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    let chunks: Vec<&[u8]> = bytes.chunks(65535).collect();
+    for (at, chunk) in chunks.iter().enumerate() {
+        out.push(u8::from(at + 1 == chunks.len()));
+        let length = u16::try_from(chunk.len()).unwrap();
+        out.extend(length.to_le_bytes());
+        out.extend((!length).to_le_bytes());
+        out.extend_from_slice(chunk);
+    }
+    let mut crc = !0_u32;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+        }
+    }
+    out.extend((!crc).to_le_bytes());
+    out.extend(u32::try_from(bytes.len()).unwrap().to_le_bytes());
+    out
+}
+
+#[test]
+fn archives() {
+    let workspace = Workspace::new();
+    let archive = tar(&[
+        ("z/", b'5', ""),
+        ("z/file", b'0', "inside"),
+        ("lib/so", b'0', "so"),
+        ("a", b'2', "z/file"),
+        ("z/hard", b'1', "z/file"),
+    ]);
+    std::fs::write(workspace.context().join("a.tar"), &archive).unwrap();
+    std::fs::write(workspace.context().join("a.tgz"), gzip(&archive)).unwrap();
+    std::fs::write(workspace.context().join("no.tgz"), gzip(b"just text")).unwrap();
+    workspace.file("base/usr/lib/x", "x").link("base/lib", "usr/lib");
+    let expected = [
+        "l777 7:9 a -> z/file",
+        "d755 0:0 lib",
+        "f644 7:9 lib/so = so",
+        "d644 7:9 z",
+        "f644 7:9 z/file = inside",
+        "h644 7:9 z/hard = inside",
+    ];
+    let normal = |listing: Vec<String>| {
+        listing.into_iter().map(|line| line.replace("l644", "l777")).collect::<Vec<_>>()
+    };
+    for name in ["a.tar", "a.tgz"] {
+        let base = workspace.build(&format!("FROM ./{name}\n"));
+        assert_eq!(normal(base.listing()), expected, "{name}");
+        assert_eq!(workspace.build(&format!("FROM ./{name}\n")).steps(), ["0.0 cached"]);
+        let added = workspace.build(&format!("FROM scratch\nCOPY base/ /\nADD {name} /\n"));
+        let listing = normal(added.listing());
+        assert!(listing.contains(&"f644 7:9 usr/lib/so = so".to_owned()), "{listing:?}");
+        assert!(listing.contains(&"l777 0:0 lib -> usr/lib".to_owned()), "{listing:?}");
+        let kept = workspace.build(&format!("FROM scratch\nADD --unpack=false {name} /x/\n"));
+        assert!(
+            kept.result.layers.len() == 1
+                && kept
+                    .tree()
+                    .lookup(&rimg_formats::layer::LayerPath::parse(format!("x/{name}")).unwrap())
+                    .is_some()
+        );
+    }
+    let plain = workspace.build("FROM scratch\nADD no.tgz /\n");
+    assert!(plain.tree().lookup(&rimg_formats::layer::LayerPath::parse("no.tgz").unwrap()).is_some());
+    assert!(workspace.fails("FROM ./no.tgz\n").contains("is neither a directory nor a tar archive"));
+    std::fs::write(workspace.context().join("bad.tar"), tar(&[("../x", b'0', "evil")])).unwrap();
+    assert!(workspace.fails("FROM scratch\nADD bad.tar /\n").contains("failed to unpack `bad.tar`"));
+    std::fs::write(workspace.context().join("wh.tar"), tar(&[(".wh.x", b'0', "")])).unwrap();
+    assert!(workspace.fails("FROM scratch\nADD wh.tar /\n").contains(".wh."));
+}
+
+#[test]
+fn unknown_images_are_told_at_their_line() {
+    let text = Workspace::new().fails("FROM scratch AS a\nFROM nowhere:1\nCOPY --from=elsewhere /x /\n");
+    let help =
+        "  |\n  = help: `rimg images` lists what the store has; a directory is written as a path: `./name`\n";
+    let expected = "error: failed to get the image `nowhere:1`: image `nowhere:1` is not known\n --> Buildfile:2:6\n  |\n\
+                    2 | FROM nowhere:1\n  |      ^^^^^^^^^ neither in the store nor in a registry\n";
+    let other = "error: failed to get the image `elsewhere`: image `elsewhere` is not known\n --> Buildfile:3:13\n  |\n\
+                 3 | COPY --from=elsewhere /x /\n  |             ^^^^^^^^^ neither in the store nor in a registry\n";
+    assert_eq!(text, format!("{expected}{help}\n{other}{help}"));
+}

@@ -1,0 +1,83 @@
+//! Archives of `docker save`: an image is a configuration and layer files, without a manifest.
+//!
+//! The manifest is made here. Layers keep their bytes, compressed or not, so loading the same archive twice, here or
+//! elsewhere, gives the same image. Each layer is checked against the configuration's `diff_ids`: nothing else in
+//! such an archive says what a layer must be.
+
+use super::DockerImage;
+use super::load::{Contents, LoadOptions, Loaded, Stored, refused, repo_tags, unnamed};
+use crate::compression::Compression;
+use crate::config::{CONFIG_BYTES_MAX, ImageConfig};
+use crate::descriptor::Descriptor;
+use crate::digest::DiffId;
+use crate::layout::LayoutName;
+use crate::manifest::Manifest;
+use crate::media_type;
+use crate::reference::Tag;
+use crate::store::{PutOptions, Store, StoreError};
+use crate::transfer::TransferError;
+
+/// Loads the images of `manifest.json`.
+pub(super) fn load_images(
+    store: &Store,
+    contents: &Contents,
+    images: &[DockerImage],
+    options: &LoadOptions<'_>,
+) -> Result<Vec<Loaded>, TransferError> {
+    let mut loaded = Vec::new();
+    for image in images {
+        let manifest = manifest_of(store, contents, image)?;
+        let mut names = repo_tags(image);
+        if names.is_empty() {
+            names.push(LayoutName { name: None, tag: None });
+        }
+        for name in names {
+            let repository = name.name.or_else(|| options.name.clone()).unwrap_or_else(unnamed);
+            let tags: Vec<Tag> = name.tag.iter().cloned().collect();
+            let put = store.repository(&repository).put_manifest(
+                manifest.raw(),
+                None,
+                &tags,
+                &PutOptions::local(),
+            )?;
+            loaded.push(Loaded { name: repository, tag: name.tag, digest: put.digest });
+        }
+    }
+    Ok(loaded)
+}
+
+fn manifest_of(store: &Store, contents: &Contents, image: &DockerImage) -> Result<Manifest, TransferError> {
+    let stored = contents.file(&image.config)?;
+    let raw = store.read_blob(&stored.digest, CONFIG_BYTES_MAX as u64)?;
+    let config = ImageConfig::parse_for(&raw, image.layers.len())
+        .map_err(|error| refused(&image.config, &format!("it is not a valid configuration: {error}")))?;
+    let mut layers = Vec::with_capacity(image.layers.len());
+    for (path, diff_id) in image.layers.iter().zip(&config.rootfs.diff_ids) {
+        let layer = contents.file(path)?;
+        check_layer(store, path, &layer, diff_id)?;
+        let media_type = media_type::oci_layer(layer.compression).ok_or_else(|| {
+            refused(path, &format!("layers compressed with {} are not supported", layer.compression.name()))
+        })?;
+        layers.push(Descriptor::new(media_type, layer.digest, layer.size));
+    }
+    let config = Descriptor::new(media_type::OCI_CONFIG, stored.digest, stored.size);
+    Ok(Manifest::build(config, layers, Default::default()))
+}
+
+/// Refuses a layer that is not the one its image was made of.
+fn check_layer(store: &Store, path: &str, layer: &Stored, diff_id: &DiffId) -> Result<(), TransferError> {
+    let comparable = layer.digest.algorithm() == diff_id.digest().algorithm();
+    if layer.compression == Compression::None && comparable {
+        return match layer.digest == *diff_id.digest() {
+            true => Ok(()),
+            false => {
+                Err(refused(path, &format!("it is {}, but the configuration says {diff_id}", layer.digest)))
+            }
+        };
+    }
+    match store.layer_index_of(&layer.digest, Some(diff_id)) {
+        Ok(_) => Ok(()),
+        Err(StoreError::Layer { source, .. }) => Err(refused(path, &source.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}

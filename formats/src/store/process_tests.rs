@@ -1,0 +1,222 @@
+//! Tests with several processes: each test starts its own binary again, which then plays the other part.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::fsck::FsckOptions;
+use super::metadata::Durability;
+use super::prune::{CachePolicy, PruneOptions};
+use super::*;
+use crate::descriptor::Descriptor;
+use crate::manifest::Manifest;
+use crate::media_type;
+use crate::reference::Tag;
+
+const ROOT_VARIABLE: &str = "RIMG_TEST_STORE";
+
+/// The store that this process was started to work on, if it was.
+fn started_for() -> Option<Store> {
+    let root = std::env::var_os(ROOT_VARIABLE)?;
+    Some(Store::open(Path::new(&root)).unwrap())
+}
+
+/// Starts this binary again, to run `test` on the store in `root`.
+fn start(test: &str, root: &Path) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("store::process_tests::{test}"), "--nocapture"]);
+    command.env(ROOT_VARIABLE, root).stdout(Stdio::piped()).stdin(Stdio::null());
+    command.spawn().unwrap()
+}
+
+/// Ends a process that works until it is told to stop, however the test ends.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Content number `number` of a small set, so that writers meet; some larger than one buffer.
+fn content(number: u32) -> Vec<u8> {
+    let size = if number.is_multiple_of(3) { 300_000 } else { 100 };
+    number.to_le_bytes().into_iter().cycle().take(size).collect()
+}
+
+fn manifest_of(blobs: &[Committed]) -> Manifest {
+    let layer = |blob: &Committed| Descriptor::new(media_type::OCI_LAYER_TAR, blob.digest, blob.size);
+    let config = Descriptor::new(media_type::OCI_EMPTY, blobs[0].digest, blobs[0].size);
+    Manifest::build(config, blobs[1..].iter().map(layer).collect(), Default::default())
+}
+
+fn report_line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "\n@{text}").unwrap();
+    out.flush().unwrap();
+}
+
+/// Ingests for ever, and says what it was told is stored.
+fn ingest_until_killed(store: &Store) -> ! {
+    let repository = store.repository(&"app".parse().unwrap());
+    for round in 0u32.. {
+        let mut ingest = store.ingest().unwrap();
+        ingest.write_all(&content(round)).unwrap();
+        let durable = ingest.commit(None).unwrap();
+        report_line(&durable.digest.to_string());
+        let local = store.put_bytes(&content(round + 1)).unwrap();
+        let manifest = manifest_of(&[durable, local]);
+        let tag: Tag = format!("t{}", round % 3).parse().unwrap();
+        repository.put_manifest(manifest.raw(), None, &[tag], &PutOptions::local()).unwrap();
+        report_line(&manifest.digest().to_string());
+        let mut half = store.ingest().unwrap();
+        half.write_all(&content(round)).unwrap();
+        let suspended = half.suspend().unwrap();
+        if round % 4 == 3 {
+            store.resume(&suspended).unwrap().commit(None).unwrap();
+            store.prune(&PruneOptions { untagged: true, ..PruneOptions::default() }).unwrap();
+        }
+    }
+    unreachable!("the parent kills this process")
+}
+
+#[test]
+fn a_killed_writer_loses_nothing_it_was_told_is_stored() {
+    if let Some(store) = started_for() {
+        ingest_until_killed(&store);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..6usize {
+        let mut child =
+            Killed(start("a_killed_writer_loses_nothing_it_was_told_is_stored", directory.path()));
+        let lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        let told = lines.map(Result::unwrap).filter_map(|line| Some(line.strip_prefix('@')?.to_owned()));
+        // A different place in the writer's round each time, and wherever it has got to by then.
+        let told: Vec<Digest> = told.take(1 + round * 5).map(|line| line.parse().unwrap()).collect();
+        drop(child);
+        assert_eq!(told.len(), 1 + round * 5, "the writer died by itself");
+        let store = Store::open(directory.path()).unwrap();
+        let report = store.fsck(&FsckOptions::default()).unwrap();
+        assert!(report.is_clean(), "{report:?}");
+        for digest in &told {
+            store.read_blob(digest, 1 << 20).unwrap();
+        }
+        // Suspended uploads are still there to be resumed; what was being written is swept.
+        store.sweep_uploads(0, false).unwrap();
+        let suspended: BTreeSet<PathBuf> =
+            store.uploads().unwrap().iter().map(|upload| store.upload_path(&upload.id)).collect();
+        let files = fs::read_dir(store.uploads_dir()).unwrap().map(|entry| entry.unwrap().path());
+        assert_eq!(files.collect::<BTreeSet<_>>(), suspended);
+        store.sweep_uploads(i64::MAX, false).unwrap();
+    }
+}
+
+/// Puts images made of shared contents and takes them away again. What a put acknowledged must be readable until it
+/// is taken away, whatever the collectors do; before that, content may be collected, because they ignore leases.
+fn put_and_delete(store: &Store, name: &str, rounds: u32) {
+    let repository = store.repository(&name.parse().unwrap());
+    let mut put = 0;
+    for round in 0..rounds {
+        let numbers = [round % 5, round % 7, round % 3];
+        let blobs: Vec<Committed> = numbers
+            .iter()
+            .map(|number| {
+                let mut ingest = store.ingest_local().unwrap();
+                ingest.write_all(&content(*number)).unwrap();
+                ingest.commit(None).unwrap()
+            })
+            .collect();
+        let manifest = manifest_of(&blobs);
+        let tags = ["latest".parse().unwrap()];
+        match repository.put_manifest(manifest.raw(), None, &tags, &PutOptions::local()) {
+            Ok(_) => put += 1,
+            Err(StoreError::ContentMissing { .. } | StoreError::BlobUnknown(_)) => continue,
+            Err(error) => panic!("{error}"),
+        }
+        for (blob, number) in blobs.iter().zip(numbers) {
+            assert_eq!(store.read_blob(&blob.digest, 1 << 20).unwrap(), content(number));
+        }
+        assert_eq!(&*repository.manifest(&manifest.digest()).unwrap().raw, manifest.raw());
+        assert!(repository.delete_manifest(&manifest.digest()).unwrap());
+    }
+    assert!(put > 0, "the collectors never let a put through");
+}
+
+/// Collects without mercy: every lease is ended first.
+fn collect_all(store: &Store) {
+    let ended = store.metadata().write(Durability::Soft, "end leases", |transaction| {
+        let sql = "DELETE FROM lease; UPDATE repository_blob SET leased_until = 0";
+        transaction.execute_batch(sql).map_err(StoreError::sql("end leases"))
+    });
+    ended.unwrap();
+    let everything =
+        PruneOptions { older_than_seconds: 0, cache: CachePolicy::CLEAR, ..PruneOptions::default() };
+    store.prune(&everything).unwrap();
+}
+
+fn work_under_collection(store: &Store, names: &[&str], rounds: u32) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> =
+            names.iter().map(|name| scope.spawn(move || put_and_delete(store, name, rounds))).collect();
+        let collector = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                collect_all(store);
+            }
+        });
+        let results: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+        done.store(true, Ordering::Relaxed);
+        collector.join().unwrap();
+        assert!(results.iter().all(Result::is_ok), "a writer failed");
+    });
+}
+
+#[test]
+fn collectors_never_take_what_a_put_acknowledged() {
+    if let Some(store) = started_for() {
+        return work_under_collection(&store, &["c", "d"], 25);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let mut child = start("collectors_never_take_what_a_put_acknowledged", directory.path());
+    // Read to its end, so that the child never waits for us.
+    let output = child.stdout.take().unwrap();
+    let drain = std::thread::spawn(move || BufReader::new(output).lines().count());
+    work_under_collection(&store, &["a", "b"], 25);
+    assert!(child.wait().unwrap().success(), "the other process failed");
+    drain.join().unwrap();
+    let report = store.fsck(&FsckOptions::default()).unwrap();
+    assert!(report.is_clean() && report.unknown.is_empty(), "{report:?}");
+    collect_all(&store);
+    assert_eq!(store.blob_files().unwrap(), []);
+    assert_eq!(fs::read_dir(store.uploads_dir()).unwrap().count(), 0);
+}
+
+#[test]
+fn processes_that_ingest_the_same_content_need_not_know_of_each_other() {
+    let ingest_all = |store: &Store| {
+        for number in 0..30 {
+            let mut ingest = store.ingest().unwrap();
+            ingest.write_all(&content(number)).unwrap();
+            ingest.commit(Some(&Digest::sha256(&content(number)).into())).unwrap();
+        }
+    };
+    if let Some(store) = started_for() {
+        return ingest_all(&store);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let test = "processes_that_ingest_the_same_content_need_not_know_of_each_other";
+    let mut child = start(test, directory.path());
+    std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(|| ingest_all(&store)))));
+    assert!(child.wait().unwrap().success());
+    let report = store.fsck(&FsckOptions::default()).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.blobs, 30);
+    assert_eq!(fs::read_dir(store.uploads_dir()).unwrap().count(), 0);
+}

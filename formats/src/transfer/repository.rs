@@ -1,0 +1,85 @@
+//! A repository of the store as either end of a copy.
+
+use std::io::{self, Read};
+
+use super::{ImageSink, ImageSource, ManifestBytes, TransferError, Version};
+use crate::descriptor::Descriptor;
+use crate::digest::Digest;
+use crate::reference::Tag;
+use crate::store::{Expect, Precondition, PutOptions, Repository, StoreError};
+
+impl ImageSource for Repository {
+    fn manifest(&self, version: &Version) -> Result<ManifestBytes, TransferError> {
+        let digest = match version {
+            Version::Digest(digest) => *digest,
+            Version::Tag(tag) => Repository::resolve(self, tag)?
+                .ok_or_else(|| StoreError::TagUnknown { name: self.name().clone(), tag: tag.clone() })?,
+        };
+        let stored = Repository::manifest(self, &digest)?;
+        Ok(ManifestBytes { raw: stored.raw.to_vec(), media_type: stored.media_type })
+    }
+
+    fn open(&self, blob: &Descriptor, offset: u64) -> Result<Box<dyn Read + Send + '_>, TransferError> {
+        let found = self.blob(&blob.digest)?.ok_or(StoreError::BlobUnknown(blob.digest))?;
+        let mut file = found.into_file();
+        io::Seek::seek(&mut file, io::SeekFrom::Start(offset))
+            .map_err(TransferError::io(format!("seek in {}", blob.digest)))?;
+        Ok(Box::new(file))
+    }
+
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, TransferError> {
+        let listed = Repository::referrers(self, subject, None)?;
+        // What an old client listed under a tag need not be here.
+        let mut present = Vec::new();
+        for descriptor in listed {
+            if self.media_type(&descriptor.digest)?.is_some() {
+                present.push(descriptor);
+            }
+        }
+        Ok(present)
+    }
+}
+
+/// A repository of the store as the end of a copy.
+#[derive(Clone, Debug)]
+pub struct RepositorySink {
+    repository: Repository,
+    tags: Vec<Tag>,
+}
+
+impl RepositorySink {
+    /// Will point `tags` of `repository` at the image.
+    pub fn new(repository: Repository, tags: Vec<Tag>) -> RepositorySink {
+        RepositorySink { repository, tags }
+    }
+}
+
+impl ImageSink for RepositorySink {
+    fn contains(&self, blob: &Descriptor) -> Result<bool, TransferError> {
+        let store = self.repository.store();
+        Ok(store.blob_size(&blob.digest)? == Some(blob.size) && store.contains(&blob.digest)?)
+    }
+
+    fn write(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), TransferError> {
+        let mut ingest = self.repository.store().ingest_local()?;
+        // One byte more than promised is enough to know.
+        let mut bounded = content.take(blob.size.saturating_add(1));
+        let copied = ingest.append_from(&mut bounded);
+        copied.map_err(TransferError::io(format!("fetch {}", blob.digest)))??;
+        ingest.commit(Some(&Expect::from(blob)))?;
+        Ok(())
+    }
+
+    fn put_manifest(&self, descriptor: &Descriptor, raw: &[u8]) -> Result<(), TransferError> {
+        let options = PutOptions { digest: Some(descriptor.digest), ..PutOptions::local() };
+        self.repository.put_manifest(raw, Some(&descriptor.media_type), &[], &options)?;
+        Ok(())
+    }
+
+    fn publish(&self, root: &Descriptor) -> Result<(), TransferError> {
+        for tag in &self.tags {
+            self.repository.set_tag(tag, &root.digest, Precondition::None)?;
+        }
+        Ok(())
+    }
+}

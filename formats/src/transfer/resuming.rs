@@ -1,0 +1,88 @@
+//! [`Resuming`]: a blob's stream that survives broken connections.
+//!
+//! Where a source breaks off, it is opened again at that offset; the sink sees one stream. Every byte of progress
+//! resets the patience. The digest decides at the end, so a source that resumes wrongly is found out.
+
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::{CopyOptions, Event, ImageSource, TransferError};
+use crate::descriptor::Descriptor;
+
+/// How often a broken stream is taken up again without having advanced.
+const READ_ATTEMPTS_MAX: u32 = 4;
+/// The first wait before that; it doubles each time.
+const READ_RETRY_WAIT: Duration = Duration::from_millis(200);
+
+/// A blob's bytes, taken up again where they broke off.
+pub(super) struct Resuming<'a> {
+    source: &'a dyn ImageSource,
+    blob: &'a Descriptor,
+    options: &'a CopyOptions<'a>,
+    failed: &'a AtomicBool,
+    inner: Option<Box<dyn Read + Send + 'a>>,
+    offset: u64,
+    attempts: u32,
+}
+
+impl<'a> Resuming<'a> {
+    /// Opens `blob`. Reading fails once `failed` is set: the rest of the image has.
+    pub(super) fn open(
+        source: &'a dyn ImageSource,
+        blob: &'a Descriptor,
+        options: &'a CopyOptions<'a>,
+        failed: &'a AtomicBool,
+    ) -> Result<Resuming<'a>, TransferError> {
+        let inner = Some(source.open(blob, 0)?);
+        Ok(Resuming { source, blob, options, failed, inner, offset: 0, attempts: 0 })
+    }
+}
+
+impl Resuming<'_> {
+    /// Waits and opens the source again; the given error when that has been tried often enough.
+    fn reopen(&mut self, error: io::Error) -> io::Result<()> {
+        // A second copy of wrong bytes would be wrong too.
+        if self.attempts + 1 >= READ_ATTEMPTS_MAX || error.kind() == io::ErrorKind::InvalidData {
+            return Err(error);
+        }
+        std::thread::sleep(READ_RETRY_WAIT * (1 << self.attempts));
+        self.attempts += 1;
+        self.inner = Some(self.source.open(self.blob, self.offset).map_err(io::Error::other)?);
+        Ok(())
+    }
+}
+
+impl Read for Resuming<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            if self.failed.load(Ordering::Relaxed) {
+                return Err(io::Error::other("stopped, because another part of the image failed"));
+            }
+            let result = self.inner.as_mut().map_or(Ok(0), |inner| inner.read(buffer));
+            match result {
+                Ok(0) if self.offset < self.blob.size => {
+                    let message = format!(
+                        "{} ended after {} of {} bytes",
+                        self.blob.digest, self.offset, self.blob.size
+                    );
+                    self.reopen(io::Error::new(io::ErrorKind::UnexpectedEof, message))?;
+                }
+                Ok(count) => {
+                    self.offset += count as u64;
+                    if count > 0 {
+                        self.attempts = 0;
+                        self.options
+                            .tell(Event::BlobAdvanced { digest: self.blob.digest, bytes: count as u64 });
+                    }
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => self.reopen(error)?,
+            }
+        }
+    }
+}

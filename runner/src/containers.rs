@@ -1,0 +1,156 @@
+//! State of foreground runs on disk.
+//!
+//! ```text
+//! containers/<id>/         locked (flock) by the rimg process that runs it
+//! containers/<id>/upper/   what the run changed
+//! containers/<id>/work/    the overlay's scratch directory
+//! ```
+//!
+//! The lock is the truth about life: it goes with its process however that ends, so [`Containers::sweep`] can tell a
+//! dead run's leftovers from a live run without asking anybody.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rimg_formats::layer::LayerPath;
+use rimg_formats::root_dir::RootDir;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::spec::Upper;
+
+/// The directory of all containers.
+#[derive(Debug, Clone)]
+pub struct Containers {
+    directory: PathBuf,
+}
+
+/// The state of one run. Dropping it removes everything on disk.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    parent: PathBuf,
+    _lock: File,
+}
+
+impl Containers {
+    /// Containers in `directory`, which exists.
+    #[must_use]
+    pub fn new(directory: &Path) -> Containers {
+        Containers { directory: directory.to_owned() }
+    }
+
+    /// Makes the state of a new run, locked by this process.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn create(&self) -> io::Result<Container> {
+        loop {
+            let id = unique_id();
+            let path = self.directory.join(&id);
+            // Nobody else may look into it: it can contain set-user-id programs of the image.
+            match fs::DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                other => other?,
+            }
+            let Some(lock) = lock(&path)? else { continue };
+            let container = Container { id, parent: self.directory.clone(), _lock: lock };
+            fs::create_dir(path.join("upper"))?;
+            // The upper's root becomes the mode of `/` inside.
+            fs::set_permissions(path.join("upper"), fs::Permissions::from_mode(0o755))?;
+            fs::create_dir(path.join("work"))?;
+            return Ok(container);
+        }
+    }
+
+    /// Removes what runs that are no more left behind. Returns how many there were.
+    ///
+    /// # Errors
+    /// When the directory itself cannot be read.
+    pub fn sweep(&self) -> io::Result<usize> {
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.directory)?.flatten() {
+            let name = entry.file_name();
+            let Some(id) = name.to_str() else { continue };
+            if let Ok(Some(_lock)) = lock(&entry.path())
+                && remove(&self.directory, id).is_ok()
+            {
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+impl Container {
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The upper layer for this run's root: unsynced, because it does not outlive the run.
+    #[must_use]
+    pub fn upper(&self) -> Upper {
+        let path = self.parent.join(&self.id);
+        Upper::Directory { upper: path.join("upper"), work: path.join("work"), volatile: true }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // What cannot be removed now is unlocked in a moment, and the next sweep finds it.
+        let _ = remove(&self.parent, &self.id);
+    }
+}
+
+/// Locks a container's directory; `None` when another process has it, or removed it meanwhile.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let directory = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(None);
+    }
+    let open = directory.metadata()?;
+    let same =
+        fs::symlink_metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (open.dev(), open.ino()));
+    Ok(same.then_some(directory))
+}
+
+fn remove(directory: &Path, id: &str) -> io::Result<()> {
+    RootDir::open(directory)?.remove_tree(&LayerPath::parse(id).map_err(io::Error::other)?)
+}
+
+fn unique_id() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros());
+    format!("{now:x}-{:x}-{:x}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_live_run_survives_a_sweep_and_a_dead_one_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let containers = Containers::new(directory.path());
+        let live = containers.create().unwrap();
+        let dead = directory.path().join("dead");
+        fs::create_dir_all(dead.join("upper/deep/er")).unwrap();
+        fs::write(dead.join("upper/deep/file"), "x").unwrap();
+        assert_eq!(containers.sweep().unwrap(), 1);
+        assert!(!dead.exists());
+        let path = directory.path().join(live.id());
+        assert!(path.join("upper").is_dir() && path.join("work").is_dir());
+        drop(live);
+        assert!(!path.exists());
+    }
+}

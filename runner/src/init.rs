@@ -1,0 +1,296 @@
+//! The sandbox's init: the re-executed child that carries out a [`Plan`] and then stays as process 1.
+//!
+//! Phases:
+//! 1. adopt the inherited descriptors, become undumpable, read the plan;
+//! 2. carry out the set-up operations, one by one;
+//! 3. fork the payload ([`crate::payload`]);
+//! 4. as process 1: reap every orphan, forward signals to the payload, watch for the parent's death;
+//! 5. when the payload has ended, tell the parent how and exit: the kernel kills whatever is left in the namespace.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
+
+use crate::kernel_fs::{self, Terminal};
+use crate::message::{self, Message, SetupFailure};
+use crate::payload;
+use crate::plan::{Op, Plan};
+use crate::sys::{self, MountChange};
+use crate::tree::{self, OrFail, PointKind, Tree, attach, new_file_system};
+
+/// The private first argument that turns the executable into a sandbox's init. Its second is the plan's descriptor.
+pub(crate) const MARKER: &str = "rimg-init";
+
+/// Exit status of init when set-up fails, as `docker run` has it for the daemon's own errors.
+pub(crate) const EXIT_SETUP: i32 = 125;
+
+/// Runs init if this process was executed as one, and then never returns.
+pub(crate) fn main_if_requested() {
+    let mut args = std::env::args_os();
+    if args.next().as_deref() != Some(OsStr::new(MARKER)) {
+        return;
+    }
+    let plan_fd = args.next().and_then(|arg| arg.to_str()?.parse().ok());
+    // Only a process whose parent made it for this has process id 1; a user who calls the binary by this name gets
+    // the ordinary command line.
+    let Some(plan_fd) = plan_fd.filter(|_| std::process::id() == 1) else {
+        return;
+    };
+    let Ok((plan, control)) = adopt(plan_fd) else {
+        sys::exit_now(EXIT_SETUP);
+    };
+    let code = match set_up_and_run(&plan, &control) {
+        Ok(code) => code,
+        Err(failure) => {
+            // If the parent is gone there is nobody to tell.
+            let _ = message::send(control.as_fd(), &Message::Failed(failure), None);
+            EXIT_SETUP
+        }
+    };
+    sys::exit_now(code);
+}
+
+fn adopt(plan_fd: i32) -> std::io::Result<(Plan, OwnedFd)> {
+    // Undumpable: no process inside may trace init or open its files through /proc, whatever its ids.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::thread::set_name(c"rimg-init")?;
+    sys::close_on_exec_from_3()?;
+    let mut bytes = Vec::new();
+    std::fs::File::from(sys::inherited_fd(plan_fd)?).read_to_end(&mut bytes)?;
+    let plan: Plan = postcard::from_bytes(&bytes).map_err(std::io::Error::other)?;
+    let control = sys::inherited_fd(plan.control)?;
+    // From here on the parent's death shows as the end of the control socket, whichever of its threads made us.
+    rustix::process::set_parent_process_death_signal(None)?;
+    Ok((plan, control))
+}
+
+fn set_up_and_run(plan: &Plan, control: &OwnedFd) -> Result<i32, SetupFailure> {
+    let signals = SigSet::all();
+    signals.thread_block().or_fail(|| "block signals".to_owned())?;
+    let mut setup = Setup::default();
+    for op in &plan.ops {
+        setup.carry_out(op, control)?;
+    }
+    let tree = setup
+        .tree
+        .ok_or_else(|| SetupFailure { operation: "attach a root: the plan has none".to_owned(), errno: 0 })?;
+    let launch = payload::prepare(&plan.payload, &tree.root)?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signal_fd = SignalFd::with_flags(&signals, flags).or_fail(|| "make a signalfd".to_owned())?;
+    let child = sys::fork().or_fail(|| "fork the payload".to_owned())?;
+    let Some(child) = child.and_then(Pid::from_raw) else {
+        payload::become_payload(&launch, setup.terminal, control);
+    };
+    let master = setup.terminal.as_ref().map(|terminal| terminal.master.as_fd());
+    let started = Message::Started { stubs: tree.stubs };
+    message::send(control.as_fd(), &started, master).or_fail(|| "report to the parent".to_owned())?;
+    drop(setup.terminal);
+    payload::shed_privileges();
+    let exited = reap_until(child, &signal_fd, control);
+    let _ = message::send(control.as_fd(), &Message::Exited { code: exited.0, signal: exited.1 }, None);
+    Ok(exited.0)
+}
+
+/// Reaps and forwards until the payload has ended. Returns its exit code, and its signal if one killed it.
+fn reap_until(payload: Pid, signals: &SignalFd, control: &OwnedFd) -> (i32, Option<i32>) {
+    loop {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            if pid != payload {
+                continue;
+            }
+            if let Some(signal) = status.terminating_signal() {
+                return (128 + signal, Some(signal));
+            }
+            return (status.exit_status().unwrap_or(EXIT_SETUP), None);
+        }
+        let mut fds = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(control.as_fd(), PollFlags::empty()),
+        ];
+        // An interrupted or failed poll only means another turn.
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        let hung_up = fds[1].revents().is_some_and(|events| !events.is_empty());
+        if hung_up {
+            sys::exit_now(128 + libc::SIGKILL);
+        }
+        while let Ok(Some(info)) = signals.read_signal() {
+            let number = info.ssi_signo as i32;
+            if number == libc::SIGCHLD {
+                continue;
+            }
+            if let Some(signal) = Signal::from_named_raw(number) {
+                // The payload may have ended in this moment; it is not reaped yet, so its id cannot be another's.
+                let _ = rustix::process::kill_process(payload, signal);
+            }
+        }
+    }
+}
+
+/// What the operations leave for one another.
+#[derive(Default)]
+struct Setup {
+    tree: Option<Tree>,
+    pts: Option<OwnedFd>,
+    terminal: Option<Terminal>,
+}
+
+impl Setup {
+    fn carry_out(&mut self, op: &Op, control: &OwnedFd) -> Result<(), SetupFailure> {
+        match op {
+            Op::IsolateMounts => {
+                let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                rustix::mount::mount_change("/", flags)
+                    .or_fail(|| "make the mount namespace private".to_owned())
+            }
+            Op::UnshareCgroup => {
+                let flags = nix::sched::CloneFlags::CLONE_NEWCGROUP;
+                nix::sched::unshare(flags).or_fail(|| "make a cgroup namespace".to_owned())
+            }
+            Op::Hostname(name) => rustix::system::sethostname(name.as_bytes())
+                .or_fail(|| format!("set the host name to `{name}`")),
+            Op::LoopbackUp => loopback_up(),
+            Op::AttachRoot => {
+                self.tree = Some(Tree::new(receive_root(control)?));
+                Ok(())
+            }
+            Op::LeaveOldRoot => leave_old_root(self.tree()?),
+            other => self.carry_out_mount(other),
+        }
+    }
+
+    fn carry_out_mount(&mut self, op: &Op) -> Result<(), SetupFailure> {
+        let tree = self.tree.as_mut().ok_or_else(no_root)?;
+        match op {
+            Op::Proc => kernel_fs::mount_proc(tree),
+            Op::Dev { shm_size_bytes } => {
+                kernel_fs::mount_dev(tree, *shm_size_bytes)?;
+                self.pts = Some(kernel_fs::mount_devpts(tree)?);
+                Ok(())
+            }
+            Op::Terminal(size) => {
+                let pts = self.pts.as_ref().ok_or_else(no_root)?;
+                self.terminal = Some(kernel_fs::open_terminal(tree, pts, *size)?);
+                Ok(())
+            }
+            Op::Sys { fresh } => kernel_fs::mount_sys(tree, *fresh),
+            Op::Cgroups(mounts) => kernel_fs::mount_cgroups(tree, mounts),
+            Op::EtcFile { target, content } => give_file(tree, target, content),
+            Op::Attach { mount, directory, target } => {
+                let kind = if *directory { PointKind::Directory } else { PointKind::File };
+                let point = tree.mount_point(target, kind)?;
+                let mount = sys::inherited_fd(*mount).or_fail(|| "take over a prepared mount".to_owned())?;
+                attach(mount.as_fd(), point.as_fd())
+                    .or_fail(|| format!("attach a mount at {}", target.display()))
+            }
+            Op::Tmpfs { .. } => mount_tmpfs(tree, op),
+            Op::Mask(path) => kernel_fs::mask(tree, path),
+            Op::ReadOnly(path) => kernel_fs::make_read_only(tree, path),
+            Op::MakeCwd(path) => make_cwd(tree, path),
+            Op::RootReadOnly => {
+                let change = MountChange { read_only: true, ..MountChange::default() };
+                sys::mount_setattr(tree.root.as_fd(), change).or_fail(|| "make the root read-only".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn tree(&self) -> Result<&Tree, SetupFailure> {
+        self.tree.as_ref().ok_or_else(no_root)
+    }
+}
+
+fn no_root() -> SetupFailure {
+    SetupFailure {
+        operation: "mount below the root: the plan does so before it attaches the root".to_owned(),
+        errno: 0,
+    }
+}
+
+fn loopback_up() -> Result<(), SetupFailure> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .or_fail(|| "open a socket to bring loopback up".to_owned())?;
+    sys::loopback_up(socket.as_fd()).or_fail(|| "bring loopback up".to_owned())
+}
+
+/// Waits for the root's mount and puts it on top of the present root, which hides nothing from absolute paths yet.
+fn receive_root(control: &OwnedFd) -> Result<OwnedFd, SetupFailure> {
+    let received =
+        message::receive_bytes(control.as_fd(), true).or_fail(|| "receive the root's mount".to_owned())?;
+    let Some((_, Some(root))) = received else {
+        // The parent gave up or died.
+        sys::exit_now(EXIT_SETUP);
+    };
+    rustix::mount::move_mount(
+        &root,
+        "",
+        rustix::fs::CWD,
+        "/",
+        rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .or_fail(|| "attach the root".to_owned())?;
+    Ok(root)
+}
+
+fn leave_old_root(tree: &Tree) -> Result<(), SetupFailure> {
+    rustix::process::fchdir(&tree.root).or_fail(|| "enter the root".to_owned())?;
+    rustix::process::pivot_root(".", ".").or_fail(|| "change the root (pivot_root)".to_owned())?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).or_fail(|| "let go of the old root".to_owned())?;
+    rustix::process::chdir("/").or_fail(|| "enter the root".to_owned())
+}
+
+/// Writes `content` to a file of the /dev tmpfs and binds it at `target`: it never touches the root's own files.
+fn give_file(tree: &mut Tree, target: &OsStr, content: &[u8]) -> Result<(), SetupFailure> {
+    const TEMPORARY: &str = ".rimg-file";
+    let operation = || format!("provide {}", target.display());
+    let point = tree.mount_point(target, PointKind::File)?;
+    let dev = tree.dev.as_ref().ok_or_else(no_root)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dev, TEMPORARY, flags, Mode::from(0o644)).or_fail(operation)?;
+    rustix::fs::fchmod(&file, Mode::from(0o644)).or_fail(operation)?;
+    let mut file = std::fs::File::from(file);
+    std::io::Write::write_all(&mut file, content).or_fail(operation)?;
+    let mount = tree::clone_mount(dev.as_fd(), TEMPORARY, false).or_fail(operation)?;
+    attach(mount.as_fd(), point.as_fd()).or_fail(operation)?;
+    rustix::fs::unlinkat(dev, TEMPORARY, rustix::fs::AtFlags::empty()).or_fail(operation)
+}
+
+fn mount_tmpfs(tree: &mut Tree, op: &Op) -> Result<(), SetupFailure> {
+    use rustix::mount::MountAttrFlags;
+    let Op::Tmpfs { target, size_bytes, mode, read_only } = op else {
+        return Ok(());
+    };
+    let operation = || format!("mount a tmpfs at {}", target.display());
+    let mode = format!("{mode:o}");
+    let size = size_bytes.map(|size| size.to_string());
+    let mut options = vec![("mode", Some(mode.as_str()))];
+    if let Some(size) = &size {
+        options.push(("size", Some(size)));
+    }
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    if *read_only {
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    let point = tree.mount_point(target, PointKind::Directory)?;
+    let mount = new_file_system("tmpfs", &options, attributes).or_fail(operation)?;
+    attach(mount.as_fd(), point.as_fd()).or_fail(operation)
+}
+
+/// The working directory is part of what the payload asked for, so it is no stub and stays, as with Docker.
+fn make_cwd(tree: &mut Tree, path: &OsStr) -> Result<(), SetupFailure> {
+    let stubs = tree.stubs.len();
+    let path = Path::new("/").join(path);
+    tree.mount_point(path.as_os_str(), PointKind::Directory)?;
+    tree.stubs.truncate(stubs);
+    Ok(())
+}

@@ -1,0 +1,273 @@
+//! From init's forked child to the payload: ids, capabilities, filter, working directory, exec.
+//!
+//! Owns the order in which privileges go away. Everything that can be worked out beforehand is, in init
+//! ([`prepare`]), so that the child itself can only fail at a few named points, each of which it reports.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::init::EXIT_SETUP;
+use crate::kernel_fs::Terminal;
+use crate::message::{self, Message, SetupFailure};
+use crate::plan::Payload;
+use crate::seccomp;
+use crate::spec::Seccomp;
+use crate::sys::{self, BpfInstruction};
+use crate::tree::{OrFail, open_in_root};
+use crate::user::{self, Credentials};
+
+/// Where programs are searched when the environment has no `PATH`.
+const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The last capability number that any kernel of today knows is 40; unknown ones answer EINVAL.
+const CAPABILITY_COUNT: u32 = 41;
+
+/// `CAP_KILL`, which is all that process 1 needs to forward signals to a payload of another user.
+const CAP_KILL: u64 = 1 << 5;
+
+/// Everything the payload's process needs, worked out in advance.
+pub(crate) struct Launch {
+    /// Candidates for the program, in the order of `PATH`.
+    programs: Vec<CString>,
+    args: Vec<CString>,
+    env: Vec<CString>,
+    credentials: Credentials,
+    capabilities: u64,
+    no_new_privileges: bool,
+    filter: Vec<BpfInstruction>,
+}
+
+/// Works out a launch. The root is this process's root already; its `/etc/passwd` is a stranger's file.
+pub(crate) fn prepare(payload: &Payload, root: &OwnedFd) -> Result<Launch, SetupFailure> {
+    let passwd = read_account_file(root, "etc/passwd")?;
+    let group = read_account_file(root, "etc/group")?;
+    let credentials = user::resolve(&payload.user, &passwd, &group)
+        .map_err(|error| SetupFailure { operation: format!("find the user to run as: {error}"), errno: 0 })?;
+    enter_cwd(root, &payload.cwd)?;
+    let mut env = payload.env.clone();
+    if !env.iter().any(|(name, _)| name == "HOME") {
+        env.push((OsString::from("HOME"), credentials.home.clone()));
+    }
+    let program = payload.args.first().filter(|program| !program.is_empty()).ok_or_else(|| SetupFailure {
+        operation: "run an empty command: name a program".to_owned(),
+        errno: 0,
+    })?;
+    let filter = match payload.seccomp {
+        Seccomp::Default => seccomp::default_profile(payload.capabilities),
+        Seccomp::Unconfined => Vec::new(),
+    };
+    Ok(Launch {
+        programs: candidates(program, &env)?,
+        args: payload.args.iter().map(|arg| c_string(arg.as_bytes())).collect::<Result<_, _>>()?,
+        env: env.iter().map(|(name, value)| pair(name, value)).collect::<Result<_, _>>()?,
+        credentials,
+        capabilities: payload.capabilities,
+        no_new_privileges: payload.no_new_privileges,
+        filter,
+    })
+}
+
+/// Turns this process, forked from init, into the payload.
+pub(crate) fn become_payload(launch: &Launch, terminal: Option<Terminal>, control: &OwnedFd) -> ! {
+    if let Err(failure) = enter(launch, terminal) {
+        let _ = message::send(control.as_fd(), &Message::Failed(failure), None);
+        sys::exit_now(EXIT_SETUP);
+    }
+    let errno = execute(launch);
+    let program = OsString::from_vec(launch.args[0].as_bytes().to_vec());
+    let failed = Message::ExecFailed { program, errno: errno.raw_os_error() };
+    let _ = message::send(control.as_fd(), &failed, None);
+    sys::exit_now(if errno == Errno::NOENT { 127 } else { 126 });
+}
+
+/// Takes from process 1 every capability but the one to signal the payload.
+pub(crate) fn shed_privileges() {
+    // Without effect on anything init still does; if it fails init keeps what it had inside its own namespaces.
+    let _ = set_capabilities(CAP_KILL);
+}
+
+fn enter(launch: &Launch, terminal: Option<Terminal>) -> Result<(), SetupFailure> {
+    rustix::process::setsid().or_fail(|| "start a session".to_owned())?;
+    let credentials = &launch.credentials;
+    if let Some(terminal) = terminal {
+        adopt_terminal(&terminal, credentials).or_fail(|| "make the terminal the payload's".to_owned())?;
+    }
+    own_stdio(credentials);
+    for number in 0..CAPABILITY_COUNT {
+        if launch.capabilities >> number & 1 == 0 {
+            let set = CapabilitySet::from_bits_retain(1 << number);
+            match rustix::thread::remove_capability_from_bounding_set(set) {
+                Ok(()) | Err(Errno::INVAL) => {}
+                other => other.or_fail(|| format!("drop capability {number}"))?,
+            }
+        }
+    }
+    // Without no-new-privs only a process with CAP_SYS_ADMIN may load a filter.
+    if !launch.no_new_privileges {
+        load_filter(launch)?;
+    }
+    set_ids(credentials)?;
+    if credentials.uid == 0 {
+        set_capabilities(launch.capabilities).or_fail(|| "set capabilities".to_owned())?;
+    }
+    rustix::process::umask(Mode::from(0o022));
+    sys::reset_signals();
+    if launch.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).or_fail(|| "set no_new_privs".to_owned())?;
+        load_filter(launch)?;
+    }
+    Ok(())
+}
+
+fn load_filter(launch: &Launch) -> Result<(), SetupFailure> {
+    if launch.filter.is_empty() {
+        return Ok(());
+    }
+    sys::load_seccomp(&launch.filter).or_fail(|| "load the seccomp filter".to_owned())
+}
+
+/// Permitted and effective become `bits`; inheritable stays empty (CVE-2022-29162).
+fn set_capabilities(bits: u64) -> rustix::io::Result<()> {
+    let held = rustix::thread::capabilities(None)?.permitted.bits();
+    let set = CapabilitySet::from_bits_retain(bits & held);
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() },
+    )
+}
+
+fn set_ids(credentials: &Credentials) -> Result<(), SetupFailure> {
+    use rustix::process::{Gid, Uid};
+    let (uid, gid) = (Uid::from_raw(credentials.uid), Gid::from_raw(credentials.gid));
+    let groups: Vec<Gid> = credentials.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    match rustix::thread::set_thread_groups(&groups) {
+        // Where a single id is mapped the kernel forbids setgroups; there are no other groups to have either.
+        Err(Errno::PERM) => {}
+        other => other.or_fail(|| format!("take the groups {:?}", credentials.groups))?,
+    }
+    let hint = |what: &str, id: u32| {
+        format!(
+            "become {what} {id}: if only one id is mapped, give this user ranges in /etc/subuid and /etc/subgid"
+        )
+    };
+    rustix::thread::set_thread_res_gid(gid, gid, gid).or_fail(|| hint("group", credentials.gid))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail(|| hint("user", credentials.uid))
+}
+
+fn adopt_terminal(terminal: &Terminal, credentials: &Credentials) -> rustix::io::Result<()> {
+    use rustix::process::Uid;
+    rustix::process::ioctl_tiocsctty(&terminal.slave)?;
+    // The group stays tty's; where that is not mapped the terminal keeps its mode and works all the same.
+    let _ = rustix::fs::fchown(&terminal.slave, Some(Uid::from_raw(credentials.uid)), None);
+    rustix::stdio::dup2_stdin(&terminal.slave)?;
+    rustix::stdio::dup2_stdout(&terminal.slave)?;
+    rustix::stdio::dup2_stderr(&terminal.slave)
+}
+
+/// Gives pipes to the payload's user, so that `/dev/stdout` can be opened by a user other than root.
+fn own_stdio(credentials: &Credentials) {
+    use rustix::process::Uid;
+    if credentials.uid == 0 {
+        return;
+    }
+    let uid = Some(Uid::from_raw(credentials.uid));
+    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        let is_pipe =
+            rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+        if is_pipe {
+            // A convenience: where it is not allowed the descriptors themselves still work.
+            let _ = rustix::fs::fchown(fd, uid, None);
+        }
+    }
+}
+
+/// Tries the candidates as execvp(3) does; returns only when none could be executed.
+fn execute(launch: &Launch) -> Errno {
+    // Last as well as first: nothing opened since then may pass into the payload (CVE-2024-21626).
+    if let Err(error) = sys::close_on_exec_from_3() {
+        return Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    }
+    let mut verdict = Errno::NOENT;
+    for program in &launch.programs {
+        let Err(error) = nix::unistd::execve(program, &launch.args, &launch.env);
+        match Errno::from_raw_os_error(error as i32) {
+            Errno::NOENT | Errno::NOTDIR => {}
+            error @ Errno::ACCESS => verdict = error,
+            error => return error,
+        }
+    }
+    verdict
+}
+
+/// Enters the working directory without magic links and makes sure that it lies inside the root.
+fn enter_cwd(root: &OwnedFd, cwd: &OsStr) -> Result<(), SetupFailure> {
+    let operation = || format!("enter the working directory {}", cwd.display());
+    let path = Path::new("/").join(cwd);
+    let directory = open_in_root(root.as_fd(), &path, OFlags::PATH | OFlags::DIRECTORY).or_fail(operation)?;
+    rustix::process::fchdir(&directory).or_fail(operation)?;
+    let reached = rustix::process::getcwd(Vec::new()).or_fail(operation)?;
+    if reached.as_bytes().starts_with(b"/") {
+        Ok(())
+    } else {
+        Err(SetupFailure { operation: format!("{}: it lies outside the root", operation()), errno: 0 })
+    }
+}
+
+/// Reads `etc/passwd` or `etc/group` of the root: inside it, regular, and not too large. A missing one is empty.
+fn read_account_file(root: &OwnedFd, path: &str) -> Result<Vec<u8>, SetupFailure> {
+    let operation = || format!("read the image's /{path}");
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match open_in_root(root.as_fd(), Path::new(path), flags) {
+        Ok(file) => file,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
+        Err(error) => return Err(error).or_fail(operation),
+    };
+    let stat = rustix::fs::fstat(&file).or_fail(operation)?;
+    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if !regular || stat.st_size as u64 > user::FILE_SIZE_MAX {
+        return Err(SetupFailure {
+            operation: format!(
+                "{}: it is not a regular file of at most {} bytes",
+                operation(),
+                user::FILE_SIZE_MAX
+            ),
+            errno: 0,
+        });
+    }
+    let mut bytes = Vec::new();
+    let mut limited = std::fs::File::from(file).take(user::FILE_SIZE_MAX);
+    limited.read_to_end(&mut bytes).or_fail(operation)?;
+    Ok(bytes)
+}
+
+fn candidates(program: &OsStr, env: &[(OsString, OsString)]) -> Result<Vec<CString>, SetupFailure> {
+    if program.as_bytes().contains(&b'/') {
+        return Ok(vec![c_string(program.as_bytes())?]);
+    }
+    let path =
+        env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, value)| value.as_bytes());
+    path.split(|byte| *byte == b':')
+        .map(|directory| {
+            let directory: &[u8] = if directory.is_empty() { b"." } else { directory };
+            c_string(&[directory, b"/", program.as_bytes()].concat())
+        })
+        .collect()
+}
+
+fn pair(name: &OsStr, value: &OsStr) -> Result<CString, SetupFailure> {
+    c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat())
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString, SetupFailure> {
+    CString::new(bytes).map_err(|_| SetupFailure {
+        operation: format!("pass `{}`: it contains a NUL byte", String::from_utf8_lossy(bytes)),
+        errno: 0,
+    })
+}

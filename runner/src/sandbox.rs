@@ -1,0 +1,448 @@
+//! The parent's side of a sandbox: open what it needs, clone its init, map its ids, wait for its end.
+//!
+//! Phases of [`Sandbox::spawn`]:
+//! 1. open bind sources, make the cgroup, write the plan into a memory file;
+//! 2. clone init into its namespaces (and cgroup), write its id maps, let it execute;
+//! 3. while it starts, put the overlay together and send it;
+//! 4. wait until init says that the payload is being executed, or what failed.
+//!
+//! May be called from several threads at once.
+
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+
+use crate::init::{EXIT_SETUP, MARKER};
+use crate::limits::{Cgroup, LimitsError};
+use crate::message::{self, Message, SetupFailure, Stub};
+use crate::plan::{Plan, Prepared};
+use crate::spec::{
+    EtcFile, IdMapping, Mount, MountKind, Network, RootFs, SandboxSpec, Stdio, StdioEnd, Upper,
+};
+use crate::sys::{self, CloneExec, MountChange, clone};
+use crate::userns;
+
+/// Linux limits host names to 64 bytes (`__NEW_UTS_LEN`).
+const HOSTNAME_BYTES_MAX: usize = 64;
+
+/// Why a sandbox could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The caller asked for something impossible.
+    #[error("invalid sandbox: {0}")]
+    Invalid(String),
+    /// A directory or file of the host that the sandbox needs.
+    #[error("open {path}: {source}", path = path.display())]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The file system cannot map ids: use [`IdMapping::Same`].
+    #[error("map ids of {path}: {source}", path = path.display())]
+    IdMap {
+        /// The directory.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel refused something the parent needs; `rimg doctor` may know why.
+    #[error("{operation}: {source}")]
+    Kernel {
+        /// What was attempted.
+        operation: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel refused something init needs.
+    #[error("{}", shown(.0))]
+    Setup(SetupFailure),
+    /// A resource limit cannot be applied.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+}
+
+fn shown(failure: &SetupFailure) -> String {
+    match failure.errno {
+        0 => failure.operation.clone(),
+        errno => format!("{}: {}", failure.operation, io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// How a payload ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitStatus {
+    /// The payload's exit code; 128 + n when signal n ended it; 126 or 127 when it could not be executed.
+    pub code: i32,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Set when the program could not be executed at all.
+    pub exec_error: Option<ExecError>,
+}
+
+/// A program that could not be executed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("execute {}: {}", program.display(), io::Error::from_raw_os_error(*errno))]
+pub struct ExecError {
+    /// The program as it was asked for.
+    pub program: OsString,
+    /// The kernel's answer.
+    pub errno: i32,
+}
+
+/// A sandbox that is ready to be spawned, once.
+#[derive(Debug)]
+pub struct Sandbox {
+    spec: SandboxSpec,
+}
+
+impl Sandbox {
+    /// Checks what can be checked without the kernel.
+    ///
+    /// # Errors
+    /// [`SandboxError::Invalid`] names the part that is wrong.
+    pub fn new(spec: SandboxSpec) -> Result<Sandbox, SandboxError> {
+        check(&spec).map_err(SandboxError::Invalid)?;
+        Ok(Sandbox { spec })
+    }
+
+    /// Starts the payload. When this returns, set-up is complete and the payload is being executed.
+    ///
+    /// # Errors
+    /// Says which operation failed on what. Nothing of a failed sandbox stays, but directories the caller gave.
+    pub fn spawn(self, stdio: Stdio) -> Result<Running, SandboxError> {
+        let (ours, theirs) = message::socket_pair().map_err(kernel("make a socket pair"))?;
+        let binds = open_binds(&self.spec.mounts)?;
+        let cgroup = self.spec.limits.make_cgroup()?;
+        let prepared = Prepared {
+            control: theirs.as_raw_fd(),
+            binds: binds.iter().map(|(fd, directory)| (fd.as_raw_fd(), *directory)).collect(),
+            cgroups: cgroup.as_ref().map(Cgroup::mounts).unwrap_or_default(),
+        };
+        let plan = write_plan(&Plan::of(&self.spec, &prepared)).map_err(kernel("write the plan"))?;
+        let stdio = if self.spec.tty.is_some() { Stdio::default() } else { stdio };
+        let (child_ends, pipes) = open_stdio(stdio).map_err(kernel("open standard input and output"))?;
+        let mut keep: Vec<RawFd> = prepared.binds.iter().map(|(fd, _)| *fd).collect();
+        keep.extend([theirs.as_raw_fd(), plan.as_raw_fd()]);
+        keep.sort_unstable();
+        let (pid, pidfd) = self.clone_init(&theirs, &plan, &child_ends, &keep, cgroup.as_ref())?;
+        let [stdin, stdout, stderr] = pipes;
+        let mut running = Running {
+            pidfd,
+            control: ours,
+            stubs: Vec::new(),
+            upper: upper_of(&self.spec.rootfs),
+            ended: None,
+            stdin,
+            stdout,
+            stderr,
+            terminal: None,
+            cgroup,
+        };
+        drop((theirs, plan, child_ends, binds));
+        running.bring_up(pid, &self.spec)?;
+        Ok(running)
+    }
+
+    fn clone_init(
+        &self,
+        control: &OwnedFd,
+        plan: &OwnedFd,
+        stdio: &[OwnedFd; 3],
+        keep: &[RawFd],
+        cgroup: Option<&Cgroup>,
+    ) -> Result<(i32, OwnedFd), SandboxError> {
+        let number = CString::new(plan.as_raw_fd().to_string())
+            .map_err(|error| kernel("name the plan")(error.into()))?;
+        let marker = CString::new(MARKER).map_err(|error| kernel("name init")(error.into()))?;
+        let mut flags = clone::NEWUSER | clone::NEWNS_PID_IPC_UTS;
+        if self.spec.network == Network::None {
+            flags |= clone::NEWNET;
+        }
+        sys::clone_exec(&CloneExec {
+            flags,
+            cgroup: cgroup.and_then(Cgroup::directory),
+            argv: &[marker, number],
+            stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
+            keep,
+            control: control.as_raw_fd(),
+        })
+        .map_err(kernel("make the sandbox's namespaces (run `rimg doctor`)"))
+    }
+}
+
+/// A sandbox whose payload runs. Dropping it kills everything inside.
+#[derive(Debug)]
+pub struct Running {
+    pidfd: OwnedFd,
+    control: OwnedFd,
+    stubs: Vec<Stub>,
+    upper: Option<PathBuf>,
+    ended: Option<ExitStatus>,
+    /// Our end of the payload's standard input, where a pipe was asked for.
+    pub stdin: Option<File>,
+    /// Our end of its standard output.
+    pub stdout: Option<File>,
+    /// Our end of its standard error.
+    pub stderr: Option<File>,
+    /// The master of its terminal.
+    pub(crate) terminal: Option<OwnedFd>,
+    cgroup: Option<Cgroup>,
+}
+
+impl Running {
+    fn bring_up(&mut self, pid: i32, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        userns::write_maps(pid, spec.ids).map_err(kernel("write the sandbox's id maps"))?;
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.join(pid)?;
+        }
+        let gone = kernel("talk to the sandbox's init");
+        message::send_bytes(self.control.as_fd(), &[1], None).map_err(gone)?;
+        let namespace = match spec.ids {
+            IdMapping::Same => None,
+            IdMapping::Shifted { .. } => {
+                let path = PathBuf::from(format!("/proc/{pid}/ns/user"));
+                Some(File::open(&path).map_err(|source| SandboxError::Open { path, source })?)
+            }
+        };
+        let root = crate::rootfs::mount(&spec.rootfs, namespace.as_ref().map(AsFd::as_fd))?;
+        // Should init be gone already, its last words say more than a broken pipe.
+        let sent = message::send_bytes(self.control.as_fd(), &[2], Some(root.as_fd()));
+        drop(root);
+        match message::receive(self.control.as_fd(), true).map_err(kernel("hear from the sandbox's init"))? {
+            Some((Message::Started { stubs }, terminal)) => {
+                self.stubs = stubs;
+                self.terminal = terminal;
+                Ok(())
+            }
+            Some((Message::Failed(failure), _)) => Err(SandboxError::Setup(failure)),
+            Some(_) | None => Err(sent.err().map_or_else(silent_death, kernel("send the root's mount"))),
+        }
+    }
+
+    /// Waits until the payload has ended and everything inside with it.
+    ///
+    /// # Errors
+    /// [`SandboxError::Setup`] when the last steps before exec failed; the kernel's errors of waiting.
+    pub fn wait(&mut self) -> Result<ExitStatus, SandboxError> {
+        if let Some(status) = &self.ended {
+            return Ok(status.clone());
+        }
+        let code = loop {
+            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+                Ok(Some(status)) => {
+                    break status
+                        .exit_status()
+                        .unwrap_or_else(|| 128 + status.terminating_signal().unwrap_or(0));
+                }
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(kernel("wait for the sandbox")(error.into())),
+            }
+        };
+        let mut status = ExitStatus { code, signal: None, exec_error: None };
+        let mut failure = None;
+        while let Ok(Some((message, _))) = message::receive(self.control.as_fd(), false) {
+            match message {
+                Message::Exited { signal, .. } => status.signal = signal,
+                Message::ExecFailed { program, errno } => {
+                    status.exec_error = Some(ExecError { program, errno })
+                }
+                Message::Failed(cause) => failure = Some(cause),
+                Message::Started { .. } => {}
+            }
+        }
+        self.clean_up();
+        self.ended = Some(status.clone());
+        match failure {
+            Some(failure) => Err(SandboxError::Setup(failure)),
+            None => Ok(status),
+        }
+    }
+
+    /// Sends a signal to the payload. `SIGKILL` and `SIGSTOP` reach the whole sandbox. A sandbox that has ended is no
+    /// error.
+    ///
+    /// # Errors
+    /// The kernel's, for a number that is no signal.
+    pub fn signal(&self, number: i32) -> io::Result<()> {
+        let signal =
+            Signal::from_named_raw(number).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        match rustix::process::pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Readable once the sandbox has ended, for polling.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    fn clean_up(&mut self) {
+        if let Some(upper) = &self.upper {
+            remove_stubs(upper, &self.stubs);
+        }
+        self.stubs.clear();
+        self.cgroup = None;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.signal(libc::SIGKILL);
+            let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut fds, PollTimeout::NONE);
+            let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+            self.clean_up();
+        }
+    }
+}
+
+fn silent_death() -> SandboxError {
+    SandboxError::Setup(SetupFailure {
+        operation: format!("start the sandbox's init: it died without a word (exit status {EXIT_SETUP})"),
+        errno: 0,
+    })
+}
+
+fn check(spec: &SandboxSpec) -> Result<(), String> {
+    let lowers = spec.rootfs.lowers.len();
+    if lowers == 0 || lowers > RootFs::LOWERS_MAX {
+        return Err(format!("a root of {lowers} layers: the kernel stacks 1 to {}", RootFs::LOWERS_MAX));
+    }
+    if spec.args.is_empty() {
+        return Err("no command: name a program".to_owned());
+    }
+    if spec.hostname.is_empty() || spec.hostname.len() > HOSTNAME_BYTES_MAX {
+        return Err(format!(
+            "the host name `{}` is empty or longer than {HOSTNAME_BYTES_MAX} bytes",
+            spec.hostname
+        ));
+    }
+    let targets =
+        spec.mounts.iter().map(|mount| &mount.target).chain(spec.files.iter().map(|file| &file.target));
+    for target in targets {
+        let bytes = target.as_os_str().as_encoded_bytes();
+        if !target.is_absolute() || target == Path::new("/") || bytes.contains(&0) {
+            return Err(format!("the mount target {} is not an absolute path below /", target.display()));
+        }
+    }
+    if let Some(file) = spec.files.iter().find(|file| file.content.len() > EtcFile::SIZE_MAX) {
+        return Err(format!("{} is larger than {} bytes", file.target.display(), EtcFile::SIZE_MAX));
+    }
+    Ok(())
+}
+
+/// Clones the mounts of bind sources in our own mount namespace; only we may, and nobody sees the clones.
+fn open_binds(mounts: &[Mount]) -> Result<Vec<(OwnedFd, bool)>, SandboxError> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let mut binds = Vec::new();
+    for mount in mounts {
+        let MountKind::Bind { source } = &mount.kind else {
+            continue;
+        };
+        let open = |error: io::Error| SandboxError::Open { path: source.clone(), source: error };
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let fd = open_tree(rustix::fs::CWD, source, flags).map_err(|error| open(error.into()))?;
+        let change = MountChange {
+            read_only: mount.read_only,
+            private: true,
+            recursive: true,
+            ..MountChange::default()
+        };
+        sys::mount_setattr(fd.as_fd(), change).map_err(open)?;
+        let stat = rustix::fs::fstat(&fd).map_err(|error| open(error.into()))?;
+        let directory = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
+        binds.push((fd, directory));
+    }
+    Ok(binds)
+}
+
+fn write_plan(plan: &Plan) -> io::Result<OwnedFd> {
+    let bytes = postcard::to_stdvec(plan).map_err(io::Error::other)?;
+    let fd = rustix::fs::memfd_create("rimg-plan", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(&bytes)?;
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    Ok(file.into())
+}
+
+/// The child's three descriptors, each greater than 2, and our ends of its pipes.
+fn open_stdio(stdio: Stdio) -> io::Result<([OwnedFd; 3], [Option<File>; 3])> {
+    let (stdin, our_stdin) = open_end(stdio.stdin, 0)?;
+    let (stdout, our_stdout) = open_end(stdio.stdout, 1)?;
+    let (stderr, our_stderr) = open_end(stdio.stderr, 2)?;
+    Ok(([stdin, stdout, stderr], [our_stdin, our_stdout, our_stderr]))
+}
+
+fn open_end(end: StdioEnd, number: usize) -> io::Result<(OwnedFd, Option<File>)> {
+    let above_stdio = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3);
+    let own = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    match end {
+        StdioEnd::Inherit => match above_stdio(own[number]) {
+            // Our own is closed.
+            Err(rustix::io::Errno::BADF) => open_end(StdioEnd::Null, number),
+            other => Ok((other?, None)),
+        },
+        StdioEnd::Null => {
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+            Ok((above_stdio(null.as_fd())?, None))
+        }
+        StdioEnd::Pipe => {
+            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            let (theirs, ours) = if number == 0 { (reader, writer) } else { (writer, reader) };
+            Ok((above_stdio(theirs.as_fd())?, Some(File::from(ours))))
+        }
+        StdioEnd::Fd(fd) => Ok((above_stdio(fd.as_fd())?, None)),
+    }
+}
+
+fn upper_of(rootfs: &RootFs) -> Option<PathBuf> {
+    match &rootfs.upper {
+        Upper::None => None,
+        Upper::Directory { upper, .. } => Some(upper.clone()),
+    }
+}
+
+/// Takes the mount points that set-up had to make out of the upper directory again, unless the payload has put
+/// something there. Nothing runs inside any more, so the paths stand still.
+fn remove_stubs(upper: &Path, stubs: &[Stub]) {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(upper) = rustix::fs::open(upper, flags, Mode::empty()) else {
+        return;
+    };
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    for stub in stubs.iter().rev() {
+        let path = Path::new(&stub.path);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            continue;
+        };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let Ok(parent) = rustix::fs::openat2(&upper, parent, flags, Mode::empty(), resolve) else {
+            continue;
+        };
+        let Ok(stat) = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) else {
+            continue;
+        };
+        // A directory that is no longer empty is not removed by the kernel; it has become the payload's own.
+        if stub.directory {
+            let _ = rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR);
+        } else if stat.st_size == 0 && rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+            let _ = rustix::fs::unlinkat(&parent, name, AtFlags::empty());
+        }
+    }
+}
+
+fn kernel(operation: &str) -> impl FnOnce(io::Error) -> SandboxError + '_ {
+    move |source| SandboxError::Kernel { operation: operation.to_owned(), source }
+}

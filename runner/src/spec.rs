@@ -1,0 +1,232 @@
+//! What a caller wants of a sandbox: [`SandboxSpec`] and its parts.
+//!
+//! Owns the vocabulary and its defaults (Docker's, where Docker has one). Leaves to others: what the kernel has to be
+//! asked for it ([`crate::plan`]) and the doing of it ([`crate::sandbox`], [`crate::init`]).
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::capabilities::CapabilitySet;
+use crate::limits::Limits;
+
+/// Everything that decides how a sandbox looks.
+#[derive(Debug, Clone)]
+pub struct SandboxSpec {
+    /// The root file system.
+    pub rootfs: RootFs,
+    /// Program and arguments. A program without `/` is searched in the `PATH` of `env`.
+    pub args: Vec<OsString>,
+    /// The payload's environment, complete: nothing is inherited. `HOME` is added when it is absent.
+    pub env: Vec<(OsString, OsString)>,
+    /// Working directory inside the sandbox; made when it is missing. Relative paths start at `/`.
+    pub cwd: PathBuf,
+    /// `name|uid[:group|gid]` as in `--user` and the image's `User`; empty for root.
+    pub user: String,
+    /// Host name inside.
+    pub hostname: String,
+    /// Further mounts, in any order; parents are mounted before what lies below them.
+    pub mounts: Vec<Mount>,
+    /// Small files that every container sees, such as `/etc/hosts`; mounted, so they never become part of a layer.
+    pub files: Vec<EtcFile>,
+    /// Network of the sandbox.
+    pub network: Network,
+    /// Resource limits.
+    pub limits: Limits,
+    /// Mount the root read-only.
+    pub read_only: bool,
+    /// Bounding, permitted and effective capabilities of the payload.
+    pub capabilities: CapabilitySet,
+    /// System call filter.
+    pub seccomp: Seccomp,
+    /// `no_new_privs`: set-user-id programs gain nothing. On by default, unlike Docker's.
+    pub no_new_privileges: bool,
+    /// Give the payload a terminal of this initial size.
+    pub tty: Option<WindowSize>,
+    /// Size of `/dev/shm` in bytes.
+    pub shm_size_bytes: u64,
+    /// How ids inside relate to ids outside.
+    pub ids: IdMapping,
+}
+
+impl SandboxSpec {
+    /// A sandbox with every default: host network, no limits, Docker's capabilities, seccomp and `no_new_privs` on.
+    #[must_use]
+    pub fn new(rootfs: RootFs, args: Vec<OsString>) -> SandboxSpec {
+        SandboxSpec {
+            rootfs,
+            args,
+            env: Vec::new(),
+            cwd: PathBuf::from("/"),
+            user: String::new(),
+            hostname: "rimg".to_owned(),
+            mounts: Vec::new(),
+            files: Vec::new(),
+            network: Network::Host,
+            limits: Limits::default(),
+            read_only: false,
+            capabilities: CapabilitySet::DOCKER,
+            seccomp: Seccomp::Default,
+            no_new_privileges: true,
+            tty: None,
+            shm_size_bytes: 64 << 20,
+            ids: IdMapping::default(),
+        }
+    }
+}
+
+/// The directories a root file system is stacked from.
+#[derive(Debug, Clone)]
+pub struct RootFs {
+    /// Read-only layers, the lowest (the base) first, as an image lists them. At most [`RootFs::LOWERS_MAX`].
+    pub lowers: Vec<PathBuf>,
+    /// Where changes go.
+    pub upper: Upper,
+}
+
+impl RootFs {
+    /// The kernel's limit on overlay layers.
+    pub const LOWERS_MAX: usize = 500;
+}
+
+/// Where the changes of a run go.
+#[derive(Debug, Clone)]
+pub enum Upper {
+    /// Nothing can be changed.
+    None,
+    /// Changes go to `upper`; `work` is an empty directory of the same file system.
+    Directory {
+        /// Receives the changes in overlay format with `user.overlay.*` attributes.
+        upper: PathBuf,
+        /// The overlay's scratch directory.
+        work: PathBuf,
+        /// Skip every sync: much faster at the end. The upper cannot be mounted a second time afterwards.
+        volatile: bool,
+    },
+}
+
+/// A small file given to the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcFile {
+    /// Absolute path inside.
+    pub target: PathBuf,
+    /// What it contains; the sandbox may change its own copy. At most [`EtcFile::SIZE_MAX`] bytes.
+    pub content: Vec<u8>,
+}
+
+impl EtcFile {
+    /// They live in a small tmpfs; nobody's hosts file is larger.
+    pub const SIZE_MAX: usize = 1 << 20;
+}
+
+/// A mount the caller asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// What is mounted.
+    pub kind: MountKind,
+    /// Absolute path inside; made when it is missing. Symbolic links in it are followed inside the root only.
+    pub target: PathBuf,
+    /// Forbid writing through this mount, also to the mounts below a bind's source.
+    pub read_only: bool,
+}
+
+/// What a [`Mount`] puts in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountKind {
+    /// A file or directory of the host, with the mounts below it.
+    Bind {
+        /// Path outside; it has to exist.
+        source: PathBuf,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Largest size in bytes; the kernel's default (half the memory) when absent.
+        size_bytes: Option<u64>,
+        /// Mode of its root.
+        mode: u32,
+    },
+}
+
+/// Network of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// A namespace of its own with nothing but loopback.
+    None,
+    /// The caller's network.
+    Host,
+}
+
+/// System call filter of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// An allow-list with the effect of Docker's default, widened by the capabilities granted.
+    Default,
+    /// No filter.
+    Unconfined,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// How ids inside a sandbox relate to ids outside. A user namespace is always made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum IdMapping {
+    /// The same numbers inside and outside (outside: as the caller's own user namespace sees them).
+    #[default]
+    Same,
+    /// Ids 0..count inside are `first`.. outside, while the files on disk keep the inner ids, through id-mapped
+    /// mounts. Only for the host's root, and only where the file systems support it.
+    Shifted {
+        /// The outer id of root inside.
+        first: u32,
+        /// How many ids there are.
+        count: u32,
+    },
+}
+
+/// One of a payload's three standard descriptors.
+#[derive(Debug, Default)]
+pub enum StdioEnd {
+    /// The caller's own.
+    Inherit,
+    /// `/dev/null`.
+    #[default]
+    Null,
+    /// A new pipe, whose other end [`crate::Running`] holds.
+    Pipe,
+    /// This descriptor.
+    Fd(OwnedFd),
+}
+
+/// A payload's standard descriptors. Without meaning for a sandbox with a terminal.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// Standard input.
+    pub stdin: StdioEnd,
+    /// Standard output.
+    pub stdout: StdioEnd,
+    /// Standard error.
+    pub stderr: StdioEnd,
+}
+
+impl Stdio {
+    /// Nothing to read, output and errors to the caller's own.
+    #[must_use]
+    pub fn output_inherited() -> Stdio {
+        Stdio { stdin: StdioEnd::Null, stdout: StdioEnd::Inherit, stderr: StdioEnd::Inherit }
+    }
+
+    /// Nothing to read, output and errors into pipes.
+    #[must_use]
+    pub fn output_piped() -> Stdio {
+        Stdio { stdin: StdioEnd::Null, stdout: StdioEnd::Pipe, stderr: StdioEnd::Pipe }
+    }
+}

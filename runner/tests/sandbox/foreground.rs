@@ -1,0 +1,169 @@
+//! Foreground runs: the payload on the caller's terminal and under the caller's signals.
+//!
+//! The caller is this program again, with its standard descriptors on a terminal or pipes of the test's.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rimg_runner::SandboxSpec;
+use rimg_runner::spec::{RootFs, Upper, WindowSize};
+use rustix::pty::OpenptFlags;
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+
+use crate::harness::{Root, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("terminal", terminal),
+    ("terminal_interrupt", terminal_interrupt),
+    ("terminal_size_follows", terminal_size_follows),
+    ("terminal_large_output_and_exit_code", terminal_large_output_and_exit_code),
+    ("signals_are_passed_on", signals_are_passed_on),
+    ("input_only_when_interactive", input_only_when_interactive),
+];
+
+/// The caller's side, in a process of its own.
+pub(crate) fn caller(root: &Path) -> ! {
+    let variable = |name: &str| std::env::var(name).unwrap();
+    let rootfs = RootFs { lowers: vec![root.join("lower")], upper: Upper::None };
+    let args = ["/bin/sh", "-c", &variable("RIMG_TEST_SCRIPT")].map(Into::into);
+    let mut spec = SandboxSpec::new(rootfs, args.to_vec());
+    spec.env = vec![("PATH".into(), "/bin".into())];
+    let mode = variable("RIMG_TEST_MODE");
+    spec.tty = mode.contains('t').then_some(WindowSize { rows: 11, columns: 22 });
+    let status = rimg_runner::run_foreground(spec, mode.contains('i'), |_| {}).unwrap();
+    std::process::exit(status.code);
+}
+
+fn command(root: &Root, mode: &str, script: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .env("RIMG_TEST_FOREGROUND", root.directory.path())
+        .env("RIMG_TEST_MODE", mode)
+        .env("RIMG_TEST_SCRIPT", script);
+    command
+}
+
+struct Session {
+    master: File,
+    slave: OwnedFd,
+    child: Child,
+    seen: String,
+}
+
+impl Session {
+    fn start(root: &Root, script: &str) -> Session {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap();
+        let size = Winsize { ws_row: 33, ws_col: 44, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&master, size).unwrap();
+        let end = || Stdio::from(slave.try_clone().unwrap());
+        let child = command(root, "it", script).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        Session { master: File::from(master), slave, child, seen: String::new() }
+    }
+
+    /// Reads until `text` has been shown.
+    fn expect(&mut self, text: &str) {
+        let mut bytes = [0; 4096];
+        while !self.seen.contains(text) {
+            let count = self.master.read(&mut bytes).unwrap();
+            self.seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits for the end; the terminal must be as it was. Returns the exit code.
+    fn end(mut self) -> i32 {
+        let code = self.child.wait().unwrap().code().unwrap();
+        let modes = tcgetattr(&self.slave).unwrap().local_modes;
+        assert!(modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG), "{modes:?}");
+        code
+    }
+}
+
+fn terminal() {
+    let root = Root::new();
+    let mut session = Session::start(
+        &root,
+        "tty; ls -l /dev/console | wc -l; stty size; read line; echo got:$line; exit 4",
+    );
+    session.expect("/dev/pts/0\r\n1\r\n");
+    session.expect("33 44");
+    session.type_in("typed\r");
+    session.expect("got:typed");
+    assert_eq!(session.end(), 4);
+}
+
+fn terminal_interrupt() {
+    let root = Root::new();
+    let mut session =
+        Session::start(&root, "trap 'echo interrupted; exit 5' INT; echo ready; while :; do sleep 1; done");
+    session.expect("ready");
+    // Raw mode hands the character through, and the payload's own terminal makes a signal of it.
+    session.type_in("\u{3}");
+    session.expect("interrupted");
+    assert_eq!(session.end(), 5);
+}
+
+fn terminal_size_follows() {
+    let root = Root::new();
+    let mut session =
+        Session::start(&root, "trap 'stty size' WINCH; echo ready; while :; do read line && exit 0; done");
+    session.expect("ready");
+    tcsetwinsize(&session.master, Winsize { ws_row: 55, ws_col: 66, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    // The terminal is nobody's controlling one here, so its driver sends no signal.
+    let pid = rustix::process::Pid::from_child(&session.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::WINCH).unwrap();
+    session.expect("55 66");
+    session.type_in("x\r");
+    assert_eq!(session.end(), 0);
+}
+
+fn terminal_large_output_and_exit_code() {
+    let root = Root::new();
+    let mut session =
+        Session::start(&root, "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; exit 9");
+    session.expect("line 2999\r\n");
+    assert_eq!(session.end(), 9);
+}
+
+fn signals_are_passed_on() {
+    let root = Root::new();
+    for (signal, name) in
+        [(libc::SIGTERM, "TERM"), (libc::SIGINT, "INT"), (libc::SIGHUP, "HUP"), (libc::SIGUSR1, "USR1")]
+    {
+        let script =
+            format!("trap 'echo {name}; exit 6' {name}; echo ready; while :; do sleep 1 & wait; done");
+        let mut child = command(&root, "", &script).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let mut ready = [0; 6];
+        stdout.read_exact(&mut ready).unwrap();
+        let number = rustix::process::Signal::from_named_raw(signal).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), number).unwrap();
+        let mut rest = String::new();
+        stdout.read_to_string(&mut rest).unwrap();
+        assert_eq!((rest.trim(), child.wait().unwrap().code()), (name, Some(6)));
+    }
+}
+
+fn input_only_when_interactive() {
+    let root = Root::new();
+    for (mode, expected) in [("i", "input"), ("", "")] {
+        let mut child =
+            command(&root, mode, "cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Without -i nobody reads it, and the pipe may be closed already.
+        let _ = child.stdin.take().unwrap().write_all(b"input");
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(
+            (String::from_utf8_lossy(&output.stdout).as_ref(), output.status.code()),
+            (expected, Some(0))
+        );
+    }
+}

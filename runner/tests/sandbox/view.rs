@@ -1,0 +1,312 @@
+//! What a payload sees: identity, files, devices, mounts, limits on what it may do.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use rimg_runner::capabilities::CapabilitySet;
+use rimg_runner::limits::Limits;
+use rimg_runner::spec::{EtcFile, Mount, MountKind, Network, Seccomp, Upper};
+use rimg_runner::userns::Mapping;
+
+use crate::harness::{Root, Test, mapping, output, skipped, try_run};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("identity", identity),
+    ("environment", environment),
+    ("working_directory", working_directory),
+    ("devices", devices),
+    ("process_namespace", process_namespace),
+    ("no_descriptor_leaks", no_descriptor_leaks),
+    ("privileges", privileges),
+    ("unconfined_and_wider", unconfined_and_wider),
+    ("masked_and_read_only_paths", masked_and_read_only_paths),
+    ("files_do_not_land_in_the_upper", files_do_not_land_in_the_upper),
+    ("bind_mounts", bind_mounts),
+    ("tmpfs_mounts", tmpfs_mounts),
+    ("read_only_root", read_only_root),
+    ("network_none_has_loopback_only", network_none_has_loopback_only),
+    ("layers_stack", layers_stack),
+    ("an_image_of_one_file", an_image_of_one_file),
+    ("limits_hold", limits_hold),
+];
+
+fn identity() {
+    let root = Root::new();
+    let id = |user: &str| {
+        let mut spec = root.shell("id -u; id -g; id -G; echo $HOME");
+        spec.user = user.to_owned();
+        try_run(spec).map(|outcome| outcome.stdout.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(id("").unwrap(), "0 0 0 /root");
+    if matches!(mapping(), Mapping::Single(_)) {
+        let error = id("app").unwrap_err().to_string();
+        assert!(error.contains("/etc/subuid"), "{error}");
+        return skipped("other users", "only one id is mapped");
+    }
+    assert_eq!(id("app").unwrap(), "1000 1000 1000 2000 /srv/app");
+    assert_eq!(id("1234:99").unwrap(), "1234 99 99 /");
+}
+
+fn environment() {
+    let root = Root::new();
+    let mut spec = root.spec(&["env"]);
+    spec.env.push((OsString::from("A"), OsString::from("b=c\nd")));
+    assert_eq!(output(spec), "PATH=/bin\nA=b=c\nd\nHOME=/root\n");
+    let mut spec = root.spec(&["hostname"]);
+    spec.hostname = "named".to_owned();
+    assert_eq!(output(spec), "named\n");
+}
+
+fn working_directory() {
+    let root = Root::new();
+    let mut spec = root.spec(&["pwd"]);
+    spec.cwd = PathBuf::from("/srv/deep/er");
+    assert_eq!(output(spec), "/srv/deep/er\n");
+    // Unlike mount points it stays: the image's configuration asked for it.
+    assert_eq!(root.upper_paths(), ["srv", "srv/deep", "srv/deep/er"]);
+}
+
+fn devices() {
+    let root = Root::new();
+    let listed = output(root.spec(&["ls", "/dev"]));
+    let names: Vec<&str> = listed.split_whitespace().collect();
+    let expected = [
+        "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty",
+        "urandom", "zero",
+    ];
+    assert_eq!(names, expected);
+    let script = "echo x > /dev/null && head -c 4 /dev/zero | wc -c && ! echo x 2>/dev/null > /dev/full && \
+        head -c 2 /dev/urandom | wc -c && echo shm > /dev/shm/f && cat /dev/shm/f && echo err > /dev/stderr";
+    assert_eq!(output(root.shell(script)), "4\n2\nshm\n");
+    assert_ne!(try_run(root.shell("mknod /tmp/sda b 8 0")).unwrap().status.code, 0);
+}
+
+fn process_namespace() {
+    let root = Root::new();
+    assert_eq!(
+        output(root.shell("echo $$; cat /proc/1/comm; ls /proc | grep -c '^[0-9]'")),
+        "2\nrimg-init\n4\n"
+    );
+}
+
+fn no_descriptor_leaks() {
+    let root = Root::new();
+    let open = fs::File::open("/").unwrap();
+    // Inheritable on purpose, as careless libraries make them.
+    let leaky = rustix::io::dup(&open).unwrap();
+    let listed = output(root.spec(&["ls", "/proc/self/fd"]));
+    // 3 is the directory being listed.
+    assert_eq!(listed.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"]);
+    drop(leaky);
+}
+
+fn privileges() {
+    let root = Root::new();
+    let status = output(root.shell("grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/status"));
+    let docker = "00000000a80425fb";
+    let lines: Vec<Vec<&str>> = status.lines().map(|line| line.split_whitespace().collect()).collect();
+    let field = |name: &str| lines.iter().find(|line| line[0] == name).unwrap().get(1).copied();
+    assert_eq!(field("CapInh:"), Some("0000000000000000"));
+    assert_eq!(field("CapAmb:"), Some("0000000000000000"));
+    for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+        assert_eq!(field(set), Some(docker), "{set}");
+    }
+    assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), (Some("1"), Some("2")));
+    // Init keeps nothing but the right to signal.
+    assert_eq!(output(root.shell("grep CapEff /proc/1/status")), "CapEff:\t0000000000000020\n");
+    for script in ["unshare -U true", "mount -t tmpfs x /tmp", "hostname other", "ip link add d type dummy"] {
+        assert_ne!(try_run(root.shell(script)).unwrap().status.code, 0, "{script}");
+    }
+    let mut user = root.shell("grep -E 'CapEff|CapPrm' /proc/self/status");
+    user.user = "app".to_owned();
+    if !matches!(mapping(), Mapping::Single(_)) {
+        assert_eq!(output(user), "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n");
+    }
+}
+
+fn unconfined_and_wider() {
+    let root = Root::new();
+    let mut spec = root.shell("grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status");
+    spec.capabilities = CapabilitySet::docker_with(&[], &["ALL".to_owned()]).unwrap();
+    spec.seccomp = Seccomp::Unconfined;
+    spec.no_new_privileges = false;
+    assert_eq!(output(spec), "CapEff:\t0000000000000000\nNoNewPrivs:\t0\nSeccomp:\t0\n");
+    let mut spec =
+        root.shell("grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; mount -t tmpfs x /tmp");
+    spec.capabilities = CapabilitySet::docker_with(&["SYS_ADMIN".to_owned()], &[]).unwrap();
+    spec.no_new_privileges = false;
+    assert_eq!(output(spec), "CapEff:\t00000000a82425fb\nNoNewPrivs:\t0\nSeccomp:\t2\n");
+}
+
+fn masked_and_read_only_paths() {
+    let root = Root::new();
+    let script = "cat /proc/kcore | wc -c; cat /proc/keys /proc/timer_list | wc -c; ls /sys/firmware | wc -l; \
+        echo x 2>/dev/null > /proc/sys/kernel/domainname || echo ro; \
+        echo x 2>/dev/null > /proc/sysrq-trigger || echo ro; \
+        touch /sys/x 2>/dev/null || echo ro; mkdir /sys/fs/cgroup/x 2>/dev/null || echo ro";
+    assert_eq!(output(root.shell(script)), "0\n0\n0\nro\nro\nro\nro\n");
+}
+
+fn files_do_not_land_in_the_upper() {
+    let root = Root::new();
+    fs::write(root.lower().join("etc/hostname"), "image\n").unwrap();
+    let file = |target: &str, text: &str| EtcFile {
+        target: PathBuf::from(target),
+        content: text.as_bytes().to_vec(),
+    };
+    let mut spec =
+        root.shell("cat /etc/hosts /etc/hostname /run/deep/resolv.conf && echo more >> /etc/hosts");
+    spec.files = vec![
+        file("/etc/hosts", "hosts\n"),
+        file("/etc/hostname", "name\n"),
+        file("/run/deep/resolv.conf", "dns\n"),
+    ];
+    assert_eq!(output(spec), "hosts\nname\ndns\n");
+    // The directory that had to be copied up to make a mount point in stays; `changes` sees that it did not change.
+    assert_eq!(root.upper_paths(), ["etc"]);
+}
+
+fn bind_mounts() {
+    let root = Root::new();
+    let host = tempfile::tempdir().unwrap();
+    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(host.path().join("file"), "host\n").unwrap();
+    let bind = |source: PathBuf, target: &str, read_only| Mount {
+        kind: MountKind::Bind { source },
+        target: PathBuf::from(target),
+        read_only,
+    };
+    let script = "cat /data/file /one /ro/file; echo new > /data/new; touch /ro/x 2>/dev/null || echo ro";
+    let mut spec = root.shell(script);
+    spec.mounts = vec![
+        bind(host.path().join("file"), "/one", false),
+        bind(host.path().to_owned(), "/ro", true),
+        bind(host.path().to_owned(), "/data", false),
+    ];
+    assert_eq!(output(spec), "host\nhost\nhost\nro\n");
+    assert_eq!(fs::read_to_string(host.path().join("new")).unwrap(), "new\n");
+    assert_eq!(root.upper_paths(), Vec::<String>::new());
+    let mut spec = root.spec(&["true"]);
+    spec.mounts = vec![bind(host.path().join("absent"), "/x", false)];
+    let error = try_run(spec).unwrap_err().to_string();
+    assert!(error.starts_with("open ") && error.contains("absent"), "{error}");
+}
+
+fn tmpfs_mounts() {
+    let root = Root::new();
+    let tmpfs = |target: &str, size_bytes, read_only| Mount {
+        kind: MountKind::Tmpfs { size_bytes, mode: 0o1777 },
+        target: PathBuf::from(target),
+        read_only,
+    };
+    let mut spec = root.shell(
+        "stat -c %a /cache; echo x > /cache/sub/x; dd if=/dev/zero of=/cache/big bs=1024 count=200 2>/dev/null || echo full; \
+         touch /ro/x 2>/dev/null || echo ro",
+    );
+    spec.mounts =
+        vec![tmpfs("/cache/sub", None, false), tmpfs("/cache", Some(65536), false), tmpfs("/ro", None, true)];
+    assert_eq!(output(spec), "1777\nfull\nro\n");
+    assert_eq!(root.upper_paths(), Vec::<String>::new());
+}
+
+fn read_only_root() {
+    let root = Root::new();
+    let mut spec = root.shell("touch /x 2>/dev/null || echo ro; echo ok > /dev/shm/x && cat /dev/shm/x");
+    spec.read_only = true;
+    assert_eq!(output(spec), "ro\nok\n");
+    let mut spec = root.shell("touch /x 2>/dev/null || echo ro");
+    spec.rootfs.upper = Upper::None;
+    assert_eq!(output(spec), "ro\n");
+}
+
+fn network_none_has_loopback_only() {
+    let root = Root::new();
+    let mut spec = root.shell("ls /sys/class/net; cat /sys/class/net/lo/flags");
+    spec.network = Network::None;
+    assert_eq!(output(spec), "lo\n0x9\n");
+}
+
+fn layers_stack() {
+    let root = Root::new();
+    let (second, third) = (Root::empty(), Root::empty());
+    fs::create_dir(second.lower().join("etc")).unwrap();
+    fs::write(second.lower().join("etc/file"), "second\n").unwrap();
+    fs::create_dir(third.lower().join("etc")).unwrap();
+    fs::write(third.lower().join("etc/file"), "third\n").unwrap();
+    let mut spec = root.spec(&["cat", "/etc/file", "/etc/group"]);
+    spec.rootfs.lowers = vec![root.lower(), second.lower(), third.lower()];
+    assert!(output(spec).starts_with("third\nroot:x:0:\n"));
+    let mut many = root.spec(&["cat", "/etc/file"]);
+    many.rootfs.lowers = vec![root.lower()];
+    let layers: Vec<PathBuf> = (0..400)
+        .map(|number| {
+            let path = second.directory.path().join(format!("layer{number}/etc"));
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("file"), format!("{number}\n")).unwrap();
+            path.parent().unwrap().to_owned()
+        })
+        .collect();
+    many.rootfs.lowers.extend(layers);
+    assert_eq!(output(many), "399\n");
+}
+
+/// `FROM scratch` with one static binary: everything the mounts stand on is missing, and is gone again afterwards.
+fn an_image_of_one_file() {
+    let root = Root::empty();
+    fs::copy("/bin/busybox", root.lower().join("echo")).unwrap();
+    let mut spec = root.spec(&["/echo", "hello"]);
+    spec.files = vec![EtcFile { target: PathBuf::from("/etc/hosts"), content: Vec::new() }];
+    assert_eq!(output(spec), "hello\n");
+    assert_eq!(root.upper_paths(), Vec::<String>::new());
+}
+
+fn limits_hold() {
+    let usable = rimg_runner::doctor::facts().limits;
+    if !["memory", "cpu", "pids"].iter().all(|controller| usable.contains(controller)) {
+        let root = Root::new();
+        let mut spec = root.spec(&["true"]);
+        spec.limits = Limits { pids: Some(5), memory_bytes: Some(64 << 20), cpu_millis: None };
+        let error = try_run(spec).unwrap_err().to_string();
+        assert!(error.contains("limit"), "{error}");
+        return skipped(
+            "limits_hold",
+            "the controllers cannot be written to; that it is refused was checked",
+        );
+    }
+    let root = Root::new();
+    let mut spec = root.shell("for i in 1 2 3 4 5 6 7 8 9; do sleep 100 & done");
+    spec.limits = Limits { pids: Some(6), memory_bytes: Some(64 << 20), cpu_millis: Some(500) };
+    let outcome = try_run(spec).unwrap();
+    assert!(outcome.stderr.contains("fork"), "{outcome:?}");
+    let mut spec = root.shell("cat /sys/fs/cgroup/pids/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids.max");
+    spec.limits = Limits { pids: Some(6), ..Limits::default() };
+    assert_eq!(output(spec), "6\n");
+    let mut spec =
+        root.shell("head -c 200000000 /dev/zero | dd bs=200000000 count=1 of=/dev/null iflag=fullblock");
+    spec.limits = Limits { memory_bytes: Some(32 << 20), ..Limits::default() };
+    assert_eq!(try_run(spec).unwrap().status.code, 137);
+    let leftovers = format!("{}-", std::process::id());
+    let found = walk_cgroups(&leftovers);
+    assert!(found.is_empty(), "{found:?}");
+}
+
+fn walk_cgroups(prefix: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points =
+        mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+    let mut found = Vec::new();
+    let mut queue: Vec<PathBuf> = points.map(PathBuf::from).collect();
+    while let Some(path) = queue.pop() {
+        for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if path.ends_with("rimg") && entry.file_name().to_string_lossy().starts_with(prefix) {
+                    found.push(entry.path());
+                }
+                queue.push(entry.path());
+            }
+        }
+    }
+    found
+}
