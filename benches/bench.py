@@ -508,7 +508,7 @@ def case_run(sizes):
     for engine in ("docker", "podman"):
         call(engine, "import", tar, "localhost/base:1")
     bundle = WORK / "bundle"
-    call("bash", "-c", 'crun_bundle "$@"', "bash", bundle, rootfs, "/bin/true")
+    call("crun_bundle", bundle, rootfs, "/bin/true")
     counter = iter(range(1_000_000))
     crun = ["crun", "--root", WORK / "crun", "--cgroup-manager=disabled", "run", "--bundle", bundle]
     tools = [
