@@ -81,6 +81,16 @@ impl LayerPlan {
         Ok(())
     }
 
+    /// Plans `node` at `path` where nothing is below.
+    pub(crate) fn put_anew(
+        &mut self,
+        path: LayerPath,
+        node: SourceNode,
+        owner: (u64, u64),
+    ) -> io::Result<()> {
+        self.put(&Nothing, path, node, owner).map_err(io::Error::other)
+    }
+
     fn check(
         &self,
         below: &dyn SourceTree,

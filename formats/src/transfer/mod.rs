@@ -15,12 +15,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::sync::Mutex;
 use std::sync::PoisonError;
-<<<<<<< HEAD:formats/src/transfer/mod.rs
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-=======
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
->>>>>>> refs/heads/client:formats/src/transfer.rs
 
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
@@ -461,163 +456,11 @@ fn copy_blob(
         return Ok(());
     }
     options.tell(Event::BlobStarted { digest, size: blob.size });
-<<<<<<< HEAD:formats/src/transfer/mod.rs
-    let mut content = Resuming::open(source, blob, options, failed)?;
-    sink.write(blob, &mut content)?;
-    options.tell(Event::BlobDone { digest });
-    Ok(())
-}
-=======
     let told_bytes = AtomicU64::new(0);
     let open = |offset| -> Result<Box<dyn Read + Send + '_>, TransferError> {
-        let (inner, told_bytes) = (Some(source.open(blob, offset)?), &told_bytes);
-        Ok(Box::new(Resuming { source, blob, options, failed, inner, offset, attempts: 0, told_bytes }))
+        Ok(Box::new(Resuming::open(source, blob, options, failed, offset, &told_bytes)?))
     };
     sink.write_from(blob, &open)?;
     options.tell(Event::BlobDone { digest });
     Ok(())
 }
-
-/// A blob's bytes, taken up again where they broke off.
-struct Resuming<'a> {
-    source: &'a dyn ImageSource,
-    blob: &'a Descriptor,
-    options: &'a CopyOptions<'a>,
-    failed: &'a AtomicBool,
-    inner: Option<Box<dyn Read + Send + 'a>>,
-    offset: u64,
-    attempts: u32,
-    /// How far progress was told: what is read again is no progress.
-    told_bytes: &'a AtomicU64,
-}
-
-impl Resuming<'_> {
-    fn advance(&mut self, count: usize) {
-        self.offset += count as u64;
-        self.attempts = 0;
-        let told = self.told_bytes.fetch_max(self.offset, Ordering::Relaxed);
-        if self.offset > told {
-            self.options.tell(Event::BlobAdvanced { digest: self.blob.digest, bytes: self.offset - told });
-        }
-    }
-
-    /// Waits and opens the source again; the given error when that has been tried often enough.
-    fn reopen(&mut self, error: io::Error) -> io::Result<()> {
-        // A second copy of wrong bytes would be wrong too.
-        if self.attempts + 1 >= READ_ATTEMPTS_MAX || error.kind() == io::ErrorKind::InvalidData {
-            return Err(error);
-        }
-        std::thread::sleep(READ_RETRY_WAIT * (1 << self.attempts));
-        self.attempts += 1;
-        self.inner = Some(self.source.open(self.blob, self.offset).map_err(io::Error::other)?);
-        Ok(())
-    }
-}
-
-impl Read for Resuming<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        loop {
-            if self.failed.load(Ordering::Relaxed) {
-                return Err(io::Error::other("stopped, because another part of the image failed"));
-            }
-            let result = self.inner.as_mut().map_or(Ok(0), |inner| inner.read(buffer));
-            match result {
-                Ok(0) if self.offset < self.blob.size => {
-                    let message = format!(
-                        "{} ended after {} of {} bytes",
-                        self.blob.digest, self.offset, self.blob.size
-                    );
-                    self.reopen(io::Error::new(io::ErrorKind::UnexpectedEof, message))?;
-                }
-                Ok(count) => {
-                    if count > 0 {
-                        self.advance(count);
-                    }
-                    return Ok(count);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => self.reopen(error)?,
-            }
-        }
-    }
-}
-
-impl ImageSource for Repository {
-    fn manifest(&self, version: &Version) -> Result<ManifestBytes, TransferError> {
-        let digest = match version {
-            Version::Digest(digest) => *digest,
-            Version::Tag(tag) => Repository::resolve(self, tag)?
-                .ok_or_else(|| StoreError::TagUnknown { name: self.name().clone(), tag: tag.clone() })?,
-        };
-        let stored = Repository::manifest(self, &digest)?;
-        Ok(ManifestBytes { raw: stored.raw.to_vec(), media_type: stored.media_type })
-    }
-
-    fn open(&self, blob: &Descriptor, offset: u64) -> Result<Box<dyn Read + Send + '_>, TransferError> {
-        let found = self.blob(&blob.digest)?.ok_or(StoreError::BlobUnknown(blob.digest))?;
-        let mut file = found.into_file();
-        io::Seek::seek(&mut file, io::SeekFrom::Start(offset))
-            .map_err(TransferError::io(format!("seek in {}", blob.digest)))?;
-        Ok(Box::new(file))
-    }
-
-    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, TransferError> {
-        let listed = Repository::referrers(self, subject, None)?;
-        // What an old client listed under a tag need not be here.
-        let mut present = Vec::new();
-        for descriptor in listed {
-            if self.media_type(&descriptor.digest)?.is_some() {
-                present.push(descriptor);
-            }
-        }
-        Ok(present)
-    }
-}
-
-/// A repository of the store as the end of a copy.
-#[derive(Clone, Debug)]
-pub struct RepositorySink {
-    repository: Repository,
-    tags: Vec<Tag>,
-}
-
-impl RepositorySink {
-    /// Will point `tags` of `repository` at the image.
-    pub fn new(repository: Repository, tags: Vec<Tag>) -> RepositorySink {
-        RepositorySink { repository, tags }
-    }
-}
-
-impl ImageSink for RepositorySink {
-    fn contains(&self, blob: &Descriptor) -> Result<bool, TransferError> {
-        let store = self.repository.store();
-        Ok(store.blob_size(&blob.digest)? == Some(blob.size) && store.contains(&blob.digest)?)
-    }
-
-    fn write(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), TransferError> {
-        let mut ingest = self.repository.store().ingest_local()?;
-        // One byte more than promised is enough to know.
-        let mut bounded = content.take(blob.size.saturating_add(1));
-        let copied = ingest.append_from(&mut bounded);
-        copied.map_err(TransferError::io(format!("fetch {}", blob.digest)))??;
-        ingest.commit(Some(&Expect::from(blob)))?;
-        Ok(())
-    }
-
-    fn put_manifest(&self, descriptor: &Descriptor, raw: &[u8]) -> Result<(), TransferError> {
-        let options = PutOptions { digest: Some(descriptor.digest), ..PutOptions::local() };
-        self.repository.put_manifest(raw, Some(&descriptor.media_type), &[], &options)?;
-        Ok(())
-    }
-
-    fn publish(&self, root: &Descriptor) -> Result<(), TransferError> {
-        for tag in &self.tags {
-            self.repository.set_tag(tag, &root.digest, Precondition::None)?;
-        }
-        Ok(())
-    }
-}
->>>>>>> refs/heads/client:formats/src/transfer.rs
