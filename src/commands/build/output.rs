@@ -73,7 +73,9 @@ pub(crate) fn parse(text: &str) -> Result<OutputSpec, String> {
 pub(crate) fn write(store: &Store, result: &BuildResult, spec: &OutputSpec) -> Result<(), Failure> {
     match spec.kind {
         OutputKind::Oci | OutputKind::Docker => write_archive(store, result, spec),
-        OutputKind::Tar => with_destination(spec, |out| Ok(rimg_builder::output::write_tar(store, result, out)?)),
+        OutputKind::Tar => {
+            with_destination(spec, |out| Ok(rimg_builder::output::write_tar(store, result, out)?))
+        }
         OutputKind::Local => Ok(rimg_builder::output::write_directory(store, result, &spec.dest)?),
     }
 }
