@@ -60,7 +60,7 @@ pub(crate) struct StepRecord {
 /// The answer to a lookup.
 pub(crate) enum Lookup {
     /// The step's result is there, and leased so that it stays while the build goes on.
-    Hit(Option<LayerRecord>),
+    Hit(Option<Box<LayerRecord>>),
     /// It is not. The record is the nearest earlier one, if any.
     Miss(Miss, Option<Box<StepRecord>>),
 }
@@ -97,7 +97,7 @@ impl Cache {
         if let Some(record) = found.and_then(|value| serde_json::from_slice::<StepRecord>(&value).ok()) {
             return match record.layer.as_ref().map(|layer| layer.descriptor.digest) {
                 Some(digest) if !self.is_whole(&digest)? => Ok(Lookup::Miss(Miss::Lost(digest), None)),
-                _ => Ok(Lookup::Hit(record.layer)),
+                _ => Ok(Lookup::Hit(record.layer.map(Box::new))),
             };
         }
         let Some(nearest) = self.nearest(slot, inputs)? else { return Ok(Lookup::Miss(Miss::New, None)) };

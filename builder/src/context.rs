@@ -200,11 +200,6 @@ impl DiskFile {
         }
         Ok(File::from(opened))
     }
-
-    /// Where it is, for messages.
-    pub(crate) fn place(&self) -> PathBuf {
-        self.tree.0.path.join(self.path.as_path())
-    }
 }
 
 /// What a stat result is in a layer's words; `None` for sockets, which images cannot hold.

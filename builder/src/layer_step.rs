@@ -96,6 +96,7 @@ impl LayerMaker {
                 self.file_inputs(entries.iter().map(|planned| &planned.entry).zip(digests.iter().copied()));
             match self.cache.look_up(slot, &inputs)? {
                 Lookup::Hit(layer) => {
+                    let layer = layer.map(|layer| *layer);
                     return Ok(StepOutcome { key: inputs.key(), cached: true, layer, entries: None });
                 }
                 Lookup::Miss(miss, earlier) => on_miss(self.explain(miss, earlier, &entries, &digests)),

@@ -8,6 +8,8 @@ use std::path::Path;
 use rimg_formats::layer::{Entry, EntryKind, LayerPath, Mtime, MtimePolicy};
 use rimg_formats::root_dir::{Directory, RootDir};
 
+use rustix::fs::FileType;
+
 use crate::layer_plan::PlannedEntry;
 use crate::layer_tree::prepare_sources;
 use crate::source_tree::Content;
@@ -56,13 +58,21 @@ fn make(root: &RootDir, planned: &PlannedEntry) -> io::Result<()> {
             let (source, source_name) = root.parent_of(target)?;
             parent.hardlink(name, &source, source_name)
         }
-        EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. } | EntryKind::Fifo => {
-            match parent.make_node(name, &entry.kind, 0o600) {
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-                other => other,
-            }
+        EntryKind::CharDevice { major, minor } => {
+            make_device(&parent, name, FileType::CharacterDevice, *major, *minor)
         }
+        EntryKind::BlockDevice { major, minor } => {
+            make_device(&parent, name, FileType::BlockDevice, *major, *minor)
+        }
+        EntryKind::Fifo => parent.make_node(name, FileType::Fifo, 0o600, 0, 0),
         EntryKind::Whiteout | EntryKind::OpaqueMarker => Ok(()),
+    }
+}
+
+fn make_device(parent: &Directory, name: &[u8], kind: FileType, major: u32, minor: u32) -> io::Result<()> {
+    match parent.make_node(name, kind, 0o600, major, minor) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
     }
 }
 
@@ -83,13 +93,18 @@ fn apply(parent: &Directory, name: &[u8], entry: &Entry, times: MtimePolicy) -> 
     let id = |id: u64| u32::try_from(id).map_err(io::Error::other);
     match parent.set_owner(name, id(entry.uid)?, id(entry.gid)?) {
         // Ordinary users cannot give files away; ids outside of a user namespace's map are invalid in it.
-        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {}
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {}
         other => other?,
     }
     if !matches!(entry.kind, EntryKind::Symlink { .. }) {
         for (key, value) in &entry.xattrs {
             match parent.set_xattr(name, key, value) {
-                Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
+                    ) => {}
                 other => other?,
             }
         }

@@ -15,9 +15,9 @@ mod workspace;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use rimg_formats::layer::{Entry, EntryKind, LayerWriter, Mtime, MtimePolicy};
-use rimg_runner::snapshots::Snapshots;
+use rimg_formats::layer::{Entry, EntryKind, LayerWriter, Limits, Mtime, MtimePolicy};
 use rimg_runner::snapshots::changes::Changes;
+use rimg_runner::snapshots::{Owners, Snapshots};
 use rimg_runner::spec::{EtcFile, Network, RootFs, Stdio, Upper};
 use rimg_runner::{ExitStatus, Sandbox, SandboxSpec};
 
@@ -53,7 +53,9 @@ pub(crate) fn run(
     let key = inputs.key();
     let maker = &stage.build.maker;
     let outcome = match maker.cache.look_up(slot, &inputs)? {
-        Lookup::Hit(layer) => StepOutcome { key, cached: true, layer, entries: None },
+        Lookup::Hit(layer) => {
+            StepOutcome { key, cached: true, layer: layer.map(|layer| *layer), entries: None }
+        }
         Lookup::Miss(miss, _) => {
             (stage.build.events)(Event::StepMissed { id, miss });
             let outcome = execute(stage, instruction, mounts, id, span)?;
@@ -145,7 +147,8 @@ fn execute(
 ) -> Result<Made, BuildError> {
     let build = stage.build;
     let failed = |error: std::io::Error| BuildError::at(span, format!("failed to prepare the step: {error}"));
-    let snapshots = Snapshots::new(&build.store.snapshots_dir());
+    let snapshots = Snapshots::open(&build.store.snapshots_dir(), owners());
+    let snapshots = snapshots.map_err(|error| BuildError::at(span, error.to_string()))?;
     let lowers = lower_directories(stage, &snapshots, span)?;
     let root = stage.tree.lookup(&rimg_formats::layer::LayerPath::root()).map_err(failed)?;
     let workspace = RunWorkspace::new(&build.store.snapshots_dir(), root.as_ref()).map_err(failed)?;
@@ -162,9 +165,15 @@ fn execute(
     let process = arguments(stage, &instruction.command);
     run_process(build, spec, &process, id, span)?;
     drop(mounts);
-    let preserve = build.maker.options.mtime == MtimePolicy::Preserve;
-    let changes = Changes::read(&workspace.upper(), &lowers, preserve).map_err(failed)?;
+    let changes = Changes::read(&workspace.upper(), &lowers, &[]).map_err(failed)?;
     commit(build, &snapshots, &workspace, &changes).map_err(|error| step_error(error, span))
+}
+
+/// Whose files snapshots are: a user namespace with a single id knows no other owners.
+fn owners() -> Owners {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let ids = map.lines().filter_map(|line| line.split_ascii_whitespace().nth(2)?.parse::<u64>().ok());
+    if ids.sum::<u64>() == 1 { Owners::Squash } else { Owners::Keep }
 }
 
 /// The lower directories of the image's layers, unpacked where they are not there yet.
@@ -181,8 +190,8 @@ fn lower_directories(
         Ok(std::io::BufReader::with_capacity(1 << 20, blob.ok_or_else(missing)?.into_file()))
     };
     let prepare = |layer: &crate::cache::LayerRecord| {
-        let prepared = snapshots.prepare(&layer.diff_id, || open(layer));
-        prepared.map(|snapshot| snapshot.path).map_err(|error| BuildError::at(span, error.to_string()))
+        let prepared = snapshots.prepare(&layer.diff_id, Limits::default(), || open(layer));
+        prepared.map(|(path, _)| path).map_err(|error| BuildError::at(span, error.to_string()))
     };
     let prepared: Vec<Result<PathBuf, BuildError>> = std::thread::scope(|scope| {
         let workers: Vec<_> =
@@ -236,7 +245,8 @@ fn run_process(
             last_lines: Vec::new(),
         }))
     };
-    let mut running = Sandbox::new(spec).and_then(|sandbox| sandbox.spawn(Stdio::output_piped())).map_err(failed)?;
+    let mut running =
+        Sandbox::new(spec).and_then(|sandbox| sandbox.spawn(Stdio::output_piped())).map_err(failed)?;
     let last_lines = output::follow(build, id, &mut running);
     let status = running.wait().map_err(failed)?;
     build.check_stopped()?;
@@ -249,7 +259,9 @@ fn run_process(
 fn failure(status: &ExitStatus, process: &[String], last_lines: Vec<String>, span: Span) -> RunFailure {
     let shown = process.join(" ");
     let message = match (&status.exec_error, status.signal) {
-        (Some(error), _) => format!("failed to run `{}`: {error}", process.first().map_or("", String::as_str)),
+        (Some(error), _) => {
+            format!("failed to run `{}`: {error}", process.first().map_or("", String::as_str))
+        }
         (None, Some(signal)) => format!("`{shown}` was ended by signal {signal}"),
         (None, None) => format!("`{shown}` failed with exit code {}", status.code),
     };
@@ -281,7 +293,7 @@ fn commit(
     for entry in &changes.entries {
         let entry = with_image_xattrs(entry);
         match entry.kind {
-            EntryKind::Regular { .. } => writer.append_file(&entry, &changes.open(&entry.path)?)?,
+            EntryKind::Regular { .. } => writer.append_file(&entry, &changes.open(&entry)?)?,
             _ => writer.append_empty(&entry)?,
         }
     }
@@ -292,7 +304,7 @@ fn commit(
         MtimePolicy::Fixed(epoch) => Some(Mtime { secs: epoch.seconds(), nanos: 0 }),
         MtimePolicy::Preserve => None,
     };
-    let adopted = snapshots.adopt(&layer.diff_id, &workspace.upper(), changes, time);
+    let adopted = snapshots.adopt(&workspace.upper(), changes, &layer.diff_id, time);
     adopted.map_err(|error| LayerStepError::Read(std::io::Error::other(error)))?;
     Ok((Some(layer), Some(count)))
 }

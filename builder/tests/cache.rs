@@ -52,8 +52,20 @@ fn an_unchanged_build_does_nothing() {
 fn what_changes_a_key_and_what_does_not() {
     type Change = fn(&Workspace);
     let table: &[(&str, Change, &str)] = &[
-        ("content", |w| drop(w.file("dir/b", "other text b")), "file dir/b changed"),
-        ("length", |w| drop(w.file("dir/b", "longer text of b, much")), "file dir/b changed"),
+        (
+            "content",
+            |w| {
+                w.file("dir/b", "other text b");
+            },
+            "file dir/b changed",
+        ),
+        (
+            "length",
+            |w| {
+                w.file("dir/b", "longer text of b, much");
+            },
+            "file dir/b changed",
+        ),
         (
             "mode",
             |w| {
@@ -61,7 +73,13 @@ fn what_changes_a_key_and_what_does_not() {
             },
             "mode or owner of dir/b changed",
         ),
-        ("new file", |w| drop(w.file("dir/bb", "")), "the set of files (dir/bb is new) changed"),
+        (
+            "new file",
+            |w| {
+                w.file("dir/bb", "");
+            },
+            "the set of files (dir/bb is new) changed",
+        ),
         (
             "gone",
             |w| fs::remove_file(w.context().join("dir/c")).unwrap(),
@@ -92,8 +110,20 @@ fn what_changes_a_key_and_what_does_not() {
             },
             "",
         ),
-        ("other file", |w| drop(w.file("elsewhere", "")), ""),
-        ("a name of the context", |w| drop(w.file("dir2", "")), ""),
+        (
+            "other file",
+            |w| {
+                w.file("elsewhere", "");
+            },
+            "",
+        ),
+        (
+            "a name of the context",
+            |w| {
+                w.file("dir2", "");
+            },
+            "",
+        ),
     ];
     for (name, change, expected) in table {
         let workspace = workspace();

@@ -182,7 +182,7 @@ impl Setup {
             }
             Op::Sys { fresh } => kernel_fs::mount_sys(tree, *fresh),
             Op::Cgroups(mounts) => kernel_fs::mount_cgroups(tree, mounts),
-            Op::EtcFile { target, content } => give_file(tree, target, content),
+            Op::EtcFile { target, content, mode, owner } => give_file(tree, target, content, *mode, *owner),
             Op::Attach { mount, directory, target } => {
                 let kind = if *directory { PointKind::Directory } else { PointKind::File };
                 let point = tree.mount_point(target, kind)?;
@@ -248,14 +248,25 @@ fn leave_old_root(tree: &Tree) -> Result<(), SetupFailure> {
 }
 
 /// Writes `content` to a file of the /dev tmpfs and binds it at `target`: it never touches the root's own files.
-fn give_file(tree: &mut Tree, target: &OsStr, content: &[u8]) -> Result<(), SetupFailure> {
+fn give_file(
+    tree: &mut Tree,
+    target: &OsStr,
+    content: &[u8],
+    mode: u32,
+    owner: (u32, u32),
+) -> Result<(), SetupFailure> {
     const TEMPORARY: &str = ".rimg-file";
     let operation = || format!("provide {}", target.display());
     let point = tree.mount_point(target, PointKind::File)?;
     let dev = tree.dev.as_ref().ok_or_else(no_root)?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(dev, TEMPORARY, flags, Mode::from(0o644)).or_fail(operation)?;
-    rustix::fs::fchmod(&file, Mode::from(0o644)).or_fail(operation)?;
+    let file = rustix::fs::openat(dev, TEMPORARY, flags, Mode::from(0o600)).or_fail(operation)?;
+    if owner != (0, 0) {
+        use rustix::fs::{Gid, Uid};
+        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+        rustix::fs::fchown(&file, Some(uid), Some(gid)).or_fail(operation)?;
+    }
+    rustix::fs::fchmod(&file, Mode::from(mode)).or_fail(operation)?;
     let mut file = std::fs::File::from(file);
     std::io::Write::write_all(&mut file, content).or_fail(operation)?;
     let mount = tree::clone_mount(dev.as_fd(), TEMPORARY, false).or_fail(operation)?;

@@ -75,7 +75,7 @@ pub(crate) enum Op {
     /// The cgroup hierarchies we are limited by, read-only, below `/sys/fs/cgroup`.
     Cgroups(Vec<CgroupMount>),
     /// A file with this content.
-    EtcFile { target: OsString, content: Vec<u8> },
+    EtcFile { target: OsString, content: Vec<u8>, mode: u32, owner: (u32, u32) },
     /// A mount the parent prepared.
     Attach { mount: RawFd, directory: bool, target: OsString },
     /// An empty tmpfs.
@@ -145,6 +145,16 @@ impl Plan {
             ops.push(Op::EtcFile {
                 target: file.target.clone().into_os_string(),
                 content: file.content.clone(),
+                mode: 0o644,
+                owner: (0, 0),
+            });
+        }
+        for private in &spec.private_files {
+            ops.push(Op::EtcFile {
+                target: private.file.target.clone().into_os_string(),
+                content: private.file.content.clone(),
+                mode: private.mode,
+                owner: (private.uid, private.gid),
             });
         }
         ops.extend(caller_mounts(spec, prepared));

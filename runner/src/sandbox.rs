@@ -311,15 +311,16 @@ fn check(spec: &SandboxSpec) -> Result<(), String> {
             spec.hostname
         ));
     }
-    let targets =
-        spec.mounts.iter().map(|mount| &mount.target).chain(spec.files.iter().map(|file| &file.target));
+    let private = spec.private_files.iter().map(|private| &private.file);
+    let files = || spec.files.iter().chain(private.clone());
+    let targets = spec.mounts.iter().map(|mount| &mount.target).chain(files().map(|file| &file.target));
     for target in targets {
         let bytes = target.as_os_str().as_encoded_bytes();
         if !target.is_absolute() || target == Path::new("/") || bytes.contains(&0) {
             return Err(format!("the mount target {} is not an absolute path below /", target.display()));
         }
     }
-    if let Some(file) = spec.files.iter().find(|file| file.content.len() > EtcFile::SIZE_MAX) {
+    if let Some(file) = files().find(|file| file.content.len() > EtcFile::SIZE_MAX) {
         return Err(format!("{} is larger than {} bytes", file.target.display(), EtcFile::SIZE_MAX));
     }
     Ok(())

@@ -31,6 +31,8 @@ pub struct SandboxSpec {
     pub mounts: Vec<Mount>,
     /// Small files that every container sees, such as `/etc/hosts`; mounted, so they never become part of a layer.
     pub files: Vec<EtcFile>,
+    /// Files that only some may read, such as secrets. They are in memory, and gone with the sandbox.
+    pub private_files: Vec<PrivateFile>,
     /// Network of the sandbox.
     pub network: Network,
     /// Resource limits.
@@ -62,6 +64,7 @@ impl SandboxSpec {
             hostname: "rimg".to_owned(),
             mounts: Vec::new(),
             files: Vec::new(),
+            private_files: Vec::new(),
             network: Network::Host,
             limits: Limits::default(),
             read_only: false,
@@ -111,6 +114,19 @@ pub struct EtcFile {
     pub target: PathBuf,
     /// What it contains; the sandbox may change its own copy. At most [`EtcFile::SIZE_MAX`] bytes.
     pub content: Vec<u8>,
+}
+
+/// An [`EtcFile`] with an owner and permissions of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrivateFile {
+    /// The file.
+    pub file: EtcFile,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner inside.
+    pub uid: u32,
+    /// Group inside.
+    pub gid: u32,
 }
 
 impl EtcFile {

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 
 use rimg_formats::store::Store;
+use rimg_runner::containers::Containers;
 use rimg_runner::snapshots::{Owners, Snapshots};
 
 use crate::failure::Failure;
 use crate::terminal::note;
 
-/// Removes snapshots of layers that no image in the store has; returns how many.
+/// Removes snapshots of layers that no image in the store has, and what dead runs left; returns how many.
 pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<u64, Failure> {
     let folder = store.snapshots_dir();
     if std::fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none()) {
@@ -17,6 +18,7 @@ pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<u64, Failure> {
     if !dry_run {
         // Files in snapshots may belong to subordinate ids, which only their user namespace may remove.
         super::rootless::enter()?;
+        Containers::new(&store.containers_dir()).sweep()?;
     }
     let mut wanted = HashSet::new();
     for record in store.images()? {

@@ -6,11 +6,14 @@ use std::sync::{Arc, OnceLock};
 
 use super::error::BuildError;
 
+/// What is done for an item.
+type Work<'a, T> = dyn Fn(usize, &Results<T>) -> Result<T, BuildError> + Sync + 'a;
+
 /// Runs `run` for each of `dependencies.len()` items; item `n` after all of `dependencies[n]`, whose results it can
 /// ask for. The first error ends the run: what has begun is waited for, nothing more begins.
 pub(crate) fn run_in_order<T: Send + Sync>(
     dependencies: &[BTreeSet<usize>],
-    run: &(dyn Fn(usize, &Results<T>) -> Result<T, BuildError> + Sync),
+    run: &Work<'_, T>,
 ) -> Result<Vec<Arc<T>>, BuildError> {
     let results = Results(dependencies.iter().map(|_| OnceLock::new()).collect());
     let mut waiting: BTreeSet<usize> = (0..dependencies.len()).collect();

@@ -26,7 +26,7 @@ use crate::engine::{Build, BuildError, StageRun, source_tree, step_error};
 use crate::layer_plan::{LayerPlan, PlannedEntry};
 use crate::materialise::materialise;
 use crate::plan::{CopySource, ExpandedRun, Step};
-use crate::source_tree::{SourceTree, land};
+use crate::source_tree::land;
 use crate::syntax::{CacheSharing, Mount, MountKind};
 
 /// The mounts of a step. Dropping it releases the locks of its caches.
@@ -50,10 +50,24 @@ enum Kind {
     InPlace(PathBuf),
     /// Entries to be copied; the first is what is mounted.
     Copied(Vec<PlannedEntry>),
-    Cache { id: String, sharing: CacheSharing, mode: u32, owner: (u32, u32) },
-    Tmpfs { size: Option<u64> },
-    SecretFile { content: Vec<u8>, mode: u32, owner: (u32, u32) },
-    SecretVariable { name: String, content: Vec<u8> },
+    Cache {
+        id: String,
+        sharing: CacheSharing,
+        mode: u32,
+        owner: (u32, u32),
+    },
+    Tmpfs {
+        size: Option<u64>,
+    },
+    SecretFile {
+        content: Vec<u8>,
+        mode: u32,
+        owner: (u32, u32),
+    },
+    SecretVariable {
+        name: String,
+        content: Vec<u8>,
+    },
 }
 
 /// What a copied mount is called in its directory.
@@ -121,7 +135,8 @@ impl MountPlan {
                 }
                 Kind::Cache { id, mode, owner, .. } => {
                     let found = directories.iter().find(|(known, _)| known == id);
-                    let (_, directory) = found.ok_or_else(|| io::Error::other("a cache without directory"))?;
+                    let (_, directory) =
+                        found.ok_or_else(|| io::Error::other("a cache without directory"))?;
                     spec.mounts.push(bind(cache_content(directory, *mode, *owner)?));
                 }
                 Kind::Tmpfs { size } => spec.mounts.push(SandboxMount {
@@ -167,7 +182,9 @@ fn plan(
         }
         MountKind::Cache { id, sharing, source: path, mode, uid, gid } => {
             if mount.from.is_some() || path != "/" {
-                return Err(Diagnostic::not_supported(mount.span, "a cache mount that starts with content").into());
+                return Err(
+                    Diagnostic::not_supported(mount.span, "a cache mount that starts with content").into()
+                );
             }
             let id = id.clone().unwrap_or_else(|| target.clone());
             let options = format!("cache {access} {id} {mode:o} {uid}:{gid}");
@@ -176,7 +193,13 @@ fn plan(
         }
         MountKind::Tmpfs { size } => {
             let options = format!("tmpfs {access} {size:?}");
-            mounts.push(Prepared { target, read_only, kind: Kind::Tmpfs { size: *size }, options, content: None });
+            mounts.push(Prepared {
+                target,
+                read_only,
+                kind: Kind::Tmpfs { size: *size },
+                options,
+                content: None,
+            });
         }
         MountKind::Secret { id, env, required, mode, uid, gid } => {
             let Some(content) = stage.build.options.secrets.get(id) else {
@@ -190,7 +213,13 @@ fn plan(
             let options = format!("secret {id} {mode:o} {uid}:{gid} {env:?}");
             if let Some(name) = env {
                 let kind = Kind::SecretVariable { name: name.clone(), content: content.clone() };
-                mounts.push(Prepared { target: name.clone(), read_only, kind, options: options.clone(), content: None });
+                mounts.push(Prepared {
+                    target: name.clone(),
+                    read_only,
+                    kind,
+                    options: options.clone(),
+                    content: None,
+                });
             }
             if mount.target.is_some() || env.is_none() {
                 let target = if target.is_empty() { format!("/run/secrets/{id}") } else { target };
@@ -229,7 +258,7 @@ fn bind(
     let content = LayerPath::parse(CONTENT).expect("the constant is a clean path");
     let owner = node.owner.unwrap_or((0, 0));
     let planned = plan.put_anew(content.clone(), node, owner).and_then(|()| {
-        if is_directory { add_contents(&*tree, &landing.path, &content, &mut plan) } else { Ok(()) }
+        if is_directory { plan.put_contents(&*tree, &landing.path, &content) } else { Ok(()) }
     });
     planned.map_err(|error| failed(error.to_string()))?;
     let entries = plan.into_entries();
@@ -244,19 +273,6 @@ fn bind(
         _ => Kind::Copied(entries),
     };
     Ok((kind, digest))
-}
-
-fn add_contents(tree: &dyn SourceTree, from: &LayerPath, to: &LayerPath, plan: &mut LayerPlan) -> io::Result<()> {
-    for (name, node) in tree.children(from)? {
-        let (source, path) = (from.join(&name), to.join(&name));
-        let (source, path) = (source.map_err(io::Error::other)?, path.map_err(io::Error::other)?);
-        let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
-        plan.put_anew(path.clone(), node, owner)?;
-        if is_directory {
-            add_contents(tree, &source, &path, plan)?;
-        }
-    }
-    Ok(())
 }
 
 /// The directory of a cache and its lock, held as long as the file is open.
@@ -283,7 +299,8 @@ fn cache_directory(store: &Path, id: &str, sharing: CacheSharing) -> io::Result<
         }
         CacheSharing::Private => {
             for number in 0.. {
-                let (directory, lock) = open(&if number == 0 { name.clone() } else { format!("{name}.{number}") })?;
+                let (directory, lock) =
+                    open(&if number == 0 { name.clone() } else { format!("{name}.{number}") })?;
                 match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                     Err(rustix::io::Errno::WOULDBLOCK) => {}
                     Err(error) => return Err(error.into()),

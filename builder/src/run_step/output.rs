@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -28,7 +27,7 @@ pub(super) fn follow(build: &Build<'_>, id: StepId, running: &mut Running) -> Ve
     let last = Mutex::new(VecDeque::new());
     let done = AtomicBool::new(false);
     let (stdout, stderr) = (running.stdout.take(), running.stderr.take());
-    let pidfd = running.pidfd().as_fd();
+    let pidfd = running.pidfd();
     std::thread::scope(|scope| {
         let tell = |stream, line: &[u8]| {
             let line = String::from_utf8_lossy(line).into_owned();

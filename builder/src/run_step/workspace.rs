@@ -1,7 +1,7 @@
 //! The directory a RUN step works in, beside the snapshots so that its upper directory can become one:
 //!
 //! ```text
-//! snapshots/run-<process>-<number>.tmp/        locked (flock) while the step runs; swept when its process died
+//! snapshots/.new-<process>-run-<number>/      locked (flock) while the step runs; swept when its process died
 //!     upper/  work/  empty/                    the overlay's
 //!     script                                   a heredoc with `#!`
 //!     mounts/<number>/content                  what bind mounts show that cannot be shown in place
@@ -33,7 +33,7 @@ impl RunWorkspace {
     pub(super) fn new(parent: &Path, root: Option<&SourceNode>) -> io::Result<RunWorkspace> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("run-{}-{number}.tmp", std::process::id());
+        let name = format!(".new-{}-run-{number}", std::process::id());
         let path = parent.join(&name);
         // A dead process had the same number.
         if path.exists() {

@@ -154,8 +154,13 @@ impl Store {
     }
 
     fn check_content(&self, blob: &Blob) -> Result<(), StoreError> {
-        let actual =
-            hash_file(blob.file(), blob.digest().algorithm()).map_err(StoreError::at("read", blob.path()))?;
+        let actual = match hash_file(blob.file(), blob.digest().algorithm()) {
+            Ok(actual) => actual,
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                return Err(self.quarantine(blob, "the disk cannot read it any more".to_owned()));
+            }
+            Err(error) => return Err(StoreError::io("read", blob.path(), error)),
+        };
         if actual != *blob.digest() {
             return Err(self.quarantine(blob, format!("its content hashes to {actual}")));
         }

@@ -25,7 +25,7 @@
 //! and step 5 looks under the same lock whether the file is still there; if not, the content (the file is still
 //! open) is put there again.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -76,7 +76,8 @@ pub struct Committed {
 }
 
 /// Content on its way into the store. Dropping it without [`commit`](Ingest::commit) or
-/// [`suspend`](Ingest::suspend) forgets what was written.
+/// [`suspend`](Ingest::suspend) forgets what was written, unless it was resumed before: then it stays suspended,
+/// with what reached the file. A commit that finds other content than expected forgets it in any case.
 #[derive(Debug)]
 pub struct Ingest {
     pub(super) store: Store,
@@ -133,8 +134,13 @@ impl Store {
                 .mode(0o600)
                 .open(&path)
                 .map_err(StoreError::at("create", &path))?;
-            if file.try_lock().is_err() || file.metadata().map(|stat| stat.nlink()).unwrap_or(0) == 0 {
-                // A sweeper came between creating and locking, and took the file for an orphan.
+            // A sweeper may come between creating and locking, and take the file for an orphan.
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => continue,
+                Err(TryLockError::Error(error)) => return Err(StoreError::io("lock", &path, error)),
+            }
+            if file.metadata().map(|stat| stat.nlink()).unwrap_or(0) == 0 {
                 continue;
             }
             return Ok(Ingest {
@@ -222,9 +228,11 @@ impl Ingest {
         let actual = self.length;
         if let Some(expect) = expect {
             if let Some(size) = expect.size.filter(|size| *size != actual) {
+                self.cancel()?;
                 return Err(StoreError::SizeMismatch { digest: expect.digest, expected: size, actual });
             }
             if expect.digest != digest {
+                self.cancel()?;
                 return Err(StoreError::DigestMismatch {
                     expected: Box::new(expect.digest),
                     actual: Box::new(digest),
@@ -321,9 +329,18 @@ impl Write for Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        if !self.released {
+        if self.released {
+            return;
+        }
+        if self.resumed {
+            // Its row is there still, and what reached the file counts at the next resume.
+            let _ = self.write_out();
+        } else {
             // A leftover is swept later; there is nobody to tell.
             let _ = fs::remove_file(&self.path);
+            if self.resumed {
+                let _ = self.store.forget_upload(&self.id);
+            }
         }
     }
 }

@@ -37,6 +37,8 @@ pub mod cache;
 mod directory_sync;
 mod error;
 pub mod fsck;
+#[cfg(test)]
+mod full_disk_tests;
 pub mod images;
 pub mod ingest;
 mod layer_index;

@@ -116,26 +116,33 @@ fn a_killed_writer_loses_nothing_it_was_told_is_stored() {
     }
 }
 
-/// Puts images made of shared contents and takes them away again. What a put acknowledged must be readable until it
-/// is taken away, whatever the collectors do; before that, content may be collected, because they ignore leases.
-fn put_and_delete(store: &Store, name: &str, rounds: u32) {
+/// Puts images made of shared contents and takes them away again, as builds and as clients of a registry do in
+/// turns. While leases run a put must succeed, and what it acknowledged must be readable until it is taken away.
+/// Every fourth round the leases are ended early: then content may be gone, but nothing may be half there.
+fn put_and_delete(root: &Path, name: &str, rounds: u32) {
+    let store = Store::open(root).unwrap();
     let repository = store.repository(&name.parse().unwrap());
-    let mut put = 0;
     for round in 0..rounds {
+        let (local, leased) = (round % 2 == 0, round % 4 != 3);
         let numbers = [round % 5, round % 7, round % 3];
         let blobs: Vec<Committed> = numbers
             .iter()
             .map(|number| {
-                let mut ingest = store.ingest_local().unwrap();
+                let begun =
+                    if local { store.ingest_local() } else { repository.ingest_with(Algorithm::Sha256) };
+                let mut ingest = begun.unwrap();
                 ingest.write_all(&content(*number)).unwrap();
                 ingest.commit(None).unwrap()
             })
             .collect();
+        if !leased {
+            end_leases(&store, name);
+        }
         let manifest = manifest_of(&blobs);
-        let tags = ["latest".parse().unwrap()];
-        match repository.put_manifest(manifest.raw(), None, &tags, &PutOptions::local()) {
-            Ok(_) => put += 1,
-            Err(StoreError::ContentMissing { .. } | StoreError::BlobUnknown(_)) => continue,
+        let options = if local { PutOptions::local() } else { PutOptions::registry() };
+        match repository.put_manifest(manifest.raw(), None, &[Tag::latest()], &options) {
+            Ok(_) => {}
+            Err(StoreError::ContentMissing { .. }) if !leased => continue,
             Err(error) => panic!("{error}"),
         }
         for (blob, number) in blobs.iter().zip(numbers) {
@@ -143,30 +150,39 @@ fn put_and_delete(store: &Store, name: &str, rounds: u32) {
         }
         assert_eq!(&*repository.manifest(&manifest.digest()).unwrap().raw, manifest.raw());
         assert!(repository.delete_manifest(&manifest.digest()).unwrap());
+        end_leases(&store, name);
     }
-    assert!(put > 0, "the collectors never let a put through");
+    end_leases(&store, name);
 }
 
-/// Collects without mercy: every lease is ended first.
-fn collect_all(store: &Store) {
+/// Ends the leases of a handle and of its repository, as time would.
+fn end_leases(store: &Store, name: &str) {
+    let failed = || StoreError::sql("end leases");
     let ended = store.metadata().write(Durability::Soft, "end leases", |transaction| {
-        let sql = "DELETE FROM lease; UPDATE repository_blob SET leased_until = 0";
-        transaction.execute_batch(sql).map_err(StoreError::sql("end leases"))
+        let sql = "DELETE FROM lease WHERE holder = ?1";
+        metadata::run(transaction, sql, [&store.inner.session]).map_err(failed())?;
+        let sql = "UPDATE repository_blob SET leased_until = 0
+                   WHERE repository_id = (SELECT id FROM repository WHERE name = ?1)";
+        metadata::run(transaction, sql, [name]).map_err(failed())
     });
     ended.unwrap();
+}
+
+fn collect_all(store: &Store) {
     let everything =
         PruneOptions { older_than_seconds: 0, cache: CachePolicy::CLEAR, ..PruneOptions::default() };
     store.prune(&everything).unwrap();
 }
 
-fn work_under_collection(store: &Store, names: &[&str], rounds: u32) {
-    let done = AtomicBool::new(false);
+fn work_under_collection(root: &Path, names: &[&str]) {
+    const ROUNDS: u32 = 16;
+    let (store, done) = (Store::open(root).unwrap(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let writers: Vec<_> =
-            names.iter().map(|name| scope.spawn(move || put_and_delete(store, name, rounds))).collect();
+            names.iter().map(|name| scope.spawn(move || put_and_delete(root, name, ROUNDS))).collect();
         let collector = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                collect_all(store);
+                collect_all(&store);
             }
         });
         let results: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
@@ -179,7 +195,7 @@ fn work_under_collection(store: &Store, names: &[&str], rounds: u32) {
 #[test]
 fn collectors_never_take_what_a_put_acknowledged() {
     if let Some(store) = started_for() {
-        return work_under_collection(&store, &["c", "d"], 25);
+        return work_under_collection(store.root(), &["c", "d"]);
     }
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
@@ -187,7 +203,7 @@ fn collectors_never_take_what_a_put_acknowledged() {
     // Read to its end, so that the child never waits for us.
     let output = child.stdout.take().unwrap();
     let drain = std::thread::spawn(move || BufReader::new(output).lines().count());
-    work_under_collection(&store, &["a", "b"], 25);
+    work_under_collection(directory.path(), &["a", "b"]);
     assert!(child.wait().unwrap().success(), "the other process failed");
     drain.join().unwrap();
     let report = store.fsck(&FsckOptions::default()).unwrap();

@@ -8,6 +8,7 @@
 //! | a repository's right to a blob | a manifest of the repository names it, or its lease runs |
 //! | blob | a repository has a right to it, it is a kept manifest, a cache entry needs it, or a lease runs |
 //! | cache entry | it was used within the time, and fits into the size, that the policy gives |
+//! | damaged blob in quarantine | a week |
 //! | upload | a living process writes to it, or it was suspended less than a day ago |
 //!
 //! # Why nothing in use is lost
@@ -42,6 +43,10 @@ use crate::reference::{ImageName, Tag};
 const BATCH: usize = 128;
 /// How long a suspended upload is kept: a client that was cut off overnight may still go on.
 pub const UPLOAD_SECONDS_MAX: i64 = 24 * 3600;
+/// How long a damaged blob is kept in quarantine: long enough to find out what the disk did.
+const QUARANTINE_SECONDS_MAX: i64 = 7 * 24 * 3600;
+/// How long the digest of a context file is remembered: forgetting it costs one hash.
+const STAT_CACHE_SECONDS_MAX: i64 = 30 * 24 * 3600;
 /// Rounds of removing manifests that only removed ones needed. Indexes are not nested deeper than this.
 const MANIFEST_ROUNDS_MAX: usize = 16;
 
@@ -107,11 +112,48 @@ pub struct PruneReport {
     pub bytes: u64,
 }
 
-/// How the phases touch the world: for real, or to be rolled back.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Real,
-    Rehearsal,
+/// How the phases touch the world: in transactions of their own, or within one that will be rolled back.
+enum Access<'a> {
+    Real(&'a Store),
+    Rehearsal(&'a Connection),
+}
+
+impl Access<'_> {
+    /// Looks at a snapshot. Blocks nobody.
+    fn look<T>(&self, work: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match self {
+            Access::Real(store) => store.metadata().read("look for what to collect", work),
+            Access::Rehearsal(connection) => work(connection),
+        }
+    }
+
+    /// Decides and changes under the write lock.
+    fn change<T>(&self, work: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match self {
+            Access::Real(store) => {
+                store.metadata().write(Durability::Durable, "collect", |transaction| work(transaction))
+            }
+            Access::Rehearsal(connection) => work(connection),
+        }
+    }
+
+    /// Finds candidates and decides on each, a batch to a transaction.
+    fn batches<C, R>(
+        &self,
+        find: impl FnOnce(&Connection) -> Result<Vec<C>, StoreError>,
+        decide: impl Fn(&Connection, &C) -> Result<Option<R>, StoreError>,
+    ) -> Result<Vec<R>, StoreError> {
+        let mut done = Vec::new();
+        for batch in self.look(find)?.chunks(BATCH) {
+            self.change(|connection| {
+                for candidate in batch {
+                    done.extend(decide(connection, candidate)?);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(done)
+    }
 }
 
 impl Store {
@@ -121,16 +163,13 @@ impl Store {
         if options.dry_run {
             // One transaction that sees its own changes, and is then rolled back.
             self.metadata().rehearse("rehearse a prune", |transaction| {
-                self.collect(options, Mode::Rehearsal, &mut report, &mut |work| work(transaction))
+                self.collect(options, &Access::Rehearsal(transaction), &mut report)
             })?;
         } else {
-            self.collect(options, Mode::Real, &mut report, &mut |work| {
-                self.metadata().write(Durability::Durable, "prune", |transaction| work(transaction))
-            })?;
-            self.metadata().write(Durability::Soft, "forget leases", |transaction| {
-                run(transaction, "DELETE FROM lease WHERE expires_at < ?1", [now()])
-                    .map_err(StoreError::sql("forget leases"))
-            })?;
+            self.collect(options, &Access::Real(self), &mut report)?;
+            self.remove_orphans(&mut report)?;
+            self.forget_the_old()?;
+            report.bytes += self.empty_quarantine()?;
         }
         let (uploads, bytes) = self.sweep_uploads(now() - UPLOAD_SECONDS_MAX, options.dry_run)?;
         report.uploads += uploads;
@@ -141,28 +180,21 @@ impl Store {
     fn collect(
         &self,
         options: &PruneOptions,
-        mode: Mode,
+        access: &Access<'_>,
         report: &mut PruneReport,
-        within: &mut Within<'_>,
     ) -> Result<(), StoreError> {
         let cutoff = now() - options.older_than_seconds;
         if options.all {
-            report.tags = batches(within, unheld_tags(cutoff), |connection, (id, name, tag)| {
-                let still =
-                    first(connection, UNHELD_TAG, params![cutoff, now(), id, tag.as_str()], |_| Ok(()));
-                if still.map_err(StoreError::sql("prune tags"))?.is_none() {
-                    return Ok(None);
-                }
-                let sql = "DELETE FROM tag WHERE repository_id = ?1 AND name = ?2";
-                run(connection, sql, params![id, tag.as_str()]).map_err(StoreError::sql("prune tags"))?;
-                Ok(Some((name, tag)))
+            report.tags = access.batches(unheld_tags(cutoff), |connection, (id, name, tag)| {
+                Ok(remove_tag_if_unheld(connection, *id, tag, cutoff)?.then(|| (name.clone(), tag.clone())))
             })?;
         }
         if options.untagged || options.all {
             for _ in 0..MANIFEST_ROUNDS_MAX {
                 let removed =
-                    batches(within, unneeded_manifests(cutoff), |connection, (id, name, digest)| {
-                        Ok(remove_if_unneeded(connection, id, &digest, cutoff)?.then_some((name, digest)))
+                    access.batches(unneeded_manifests(cutoff), |connection, (id, name, digest)| {
+                        Ok(remove_if_unneeded(connection, *id, digest, cutoff)?
+                            .then(|| (name.clone(), *digest)))
                     })?;
                 if removed.is_empty() {
                     break;
@@ -170,46 +202,35 @@ impl Store {
                 report.manifests.extend(removed);
             }
         }
-        report.cache_entries = self.prune_cache(&options.cache, within)?;
-        batches(within, unneeded_rights, |connection, (id, digest)| {
-            Ok(remove_right_if_unneeded(connection, id, &digest)?.then_some(()))
+        report.cache_entries = prune_cache(access, options.cache)?;
+        access.batches(unneeded_rights, |connection, (id, digest)| {
+            Ok(remove_right_if_unneeded(connection, *id, digest)?.then_some(()))
         })?;
-        let candidates =
-            |connection: &Connection| unneeded_blobs(connection).map_err(StoreError::sql("prune blobs"));
-        self.remove_blobs(within, candidates, mode, report)?;
-        if mode == Mode::Real {
-            self.remove_orphans(report)?;
-        }
-        Ok(())
+        let candidates = access.look(unneeded_blobs)?;
+        self.remove_blobs(access, &candidates, report)
     }
 
-    /// Removes candidates that nothing needs; the files after each batch's commit.
+    /// Removes those candidates that nothing needs; their files after each batch's commit.
     fn remove_blobs(
         &self,
-        within: &mut Within<'_>,
-        candidates: impl Fn(&Connection) -> Result<Vec<Digest>, StoreError>,
-        mode: Mode,
+        access: &Access<'_>,
+        candidates: &[Digest],
         report: &mut PruneReport,
     ) -> Result<(), StoreError> {
-        let mut found = Vec::new();
-        within(&mut |connection| {
-            found = candidates(connection)?;
-            Ok(())
-        })?;
-        for batch in found.chunks(BATCH) {
+        for batch in candidates.chunks(BATCH) {
             let mut discarded = Vec::new();
-            within(&mut |connection| {
+            access.change(|connection| {
                 for digest in batch {
                     let Some(size) = remove_blob_row(connection, digest)? else { continue };
                     report.blobs += 1;
                     report.bytes += size;
-                    if mode == Mode::Real {
+                    if matches!(access, Access::Real(_)) {
                         discarded.extend(self.discard(&self.blob_path(digest))?);
                     }
                 }
                 Ok(())
             })?;
-            if mode == Mode::Real {
+            if matches!(access, Access::Real(_)) {
                 self.unlink(&discarded, batch)?;
             }
         }
@@ -261,6 +282,31 @@ impl Store {
         Ok(())
     }
 
+    /// Rows that are only about the past: leases that have ended, files not looked at for a month.
+    fn forget_the_old(&self) -> Result<(), StoreError> {
+        self.metadata().write(Durability::Soft, "forget leases", |transaction| {
+            let failed = || StoreError::sql("forget leases");
+            run(transaction, "DELETE FROM lease WHERE expires_at < ?1", [now()]).map_err(failed())?;
+            let oldest = now() - STAT_CACHE_SECONDS_MAX;
+            run(transaction, "DELETE FROM stat_cache WHERE used_at < ?1", [oldest]).map_err(failed())?;
+            Ok(())
+        })
+    }
+
+    /// Removes damaged blobs that nobody came to look at; how many bytes.
+    fn empty_quarantine(&self) -> Result<u64, StoreError> {
+        let (directory, mut bytes) = (self.quarantine_dir(), 0);
+        for entry in fs::read_dir(&directory).map_err(StoreError::at("list", &directory))? {
+            let path = entry.map_err(StoreError::at("list", &directory))?.path();
+            let Ok(stat) = fs::symlink_metadata(&path) else { continue };
+            if stat.ctime() < now() - QUARANTINE_SECONDS_MAX {
+                ignore_missing(fs::remove_file(&path)).map_err(StoreError::at("remove", &path))?;
+                bytes += stat.len();
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Digests of old files in `blobs/` without a row.
     pub(super) fn orphans(&self) -> Result<Vec<Digest>, StoreError> {
         let mut orphans = Vec::new();
@@ -288,27 +334,6 @@ impl Store {
         Ok(digests)
     }
 
-    fn prune_cache(&self, policy: &CachePolicy, within: &mut Within<'_>) -> Result<u64, StoreError> {
-        if *policy == CachePolicy::default() {
-            return Ok(0);
-        }
-        let policy = *policy;
-        let removed = batches(
-            within,
-            move |connection| {
-                stale_entries(connection, &policy).map_err(StoreError::sql("prune the build cache"))
-            },
-            |connection, key: String| {
-                for sql in ["DELETE FROM cache_blob WHERE key = ?1", "DELETE FROM cache_entry WHERE key = ?1"]
-                {
-                    run(connection, sql, [&key]).map_err(StoreError::sql("prune the build cache"))?;
-                }
-                Ok(Some(()))
-            },
-        )?;
-        Ok(removed.len() as u64)
-    }
-
     /// Collects at once what nothing needs any more out of `digests`, which a repository just gave up.
     pub(super) fn collect_given_up(
         &self,
@@ -316,44 +341,17 @@ impl Store {
         digests: &BTreeSet<Digest>,
     ) -> Result<PruneReport, StoreError> {
         let mut report = PruneReport::default();
-        let within: &mut Within<'_> = &mut |work| {
-            self.metadata().write(Durability::Durable, "collect", |transaction| work(transaction))
-        };
-        let list: Vec<Digest> = digests.iter().copied().collect();
-        batches(
-            within,
-            |_| Ok(list.clone()),
-            |connection, digest| Ok(remove_right_if_unneeded(connection, repository, &digest)?.then_some(())),
-        )?;
-        self.remove_blobs(within, |_| Ok(list.clone()), Mode::Real, &mut report)?;
-        Ok(report)
-    }
-}
-
-/// Runs a piece of work in a transaction: one of its own, or the rehearsal's.
-type Within<'a> =
-    dyn FnMut(&mut dyn FnMut(&Connection) -> Result<(), StoreError>) -> Result<(), StoreError> + 'a;
-
-/// Finds candidates and decides on each, a batch to a transaction.
-fn batches<C: Clone, R>(
-    within: &mut Within<'_>,
-    find: impl Fn(&Connection) -> Result<Vec<C>, StoreError>,
-    decide: impl Fn(&Connection, C) -> Result<Option<R>, StoreError>,
-) -> Result<Vec<R>, StoreError> {
-    let (mut candidates, mut done) = (Vec::new(), Vec::new());
-    within(&mut |connection| {
-        candidates = find(connection)?;
-        Ok(())
-    })?;
-    for batch in candidates.chunks(BATCH) {
-        within(&mut |connection| {
-            for candidate in batch {
-                done.extend(decide(connection, candidate.clone())?);
+        let access = Access::Real(self);
+        let digests: Vec<Digest> = digests.iter().copied().collect();
+        access.change(|connection| {
+            for digest in &digests {
+                remove_right_if_unneeded(connection, repository, digest)?;
             }
             Ok(())
         })?;
+        self.remove_blobs(&access, &digests, &mut report)?;
+        Ok(report)
     }
-    Ok(done)
 }
 
 /// Whether a tag's image is old enough and not held: neither itself nor anything it names.
@@ -370,6 +368,21 @@ fn unheld_tags(cutoff: i64) -> impl Fn(&Connection) -> Result<Vec<(i64, ImageNam
         rows(connection, sql, [cutoff], |row| Ok((row.get(0)?, parsed(row, 1)?, parsed(row, 2)?)))
             .map_err(StoreError::sql("prune tags"))
     }
+}
+
+fn remove_tag_if_unheld(
+    connection: &Connection,
+    repository: i64,
+    tag: &Tag,
+    cutoff: i64,
+) -> Result<bool, StoreError> {
+    let failed = || StoreError::sql("prune tags");
+    let parameters = params![cutoff, now(), repository, tag.as_str()];
+    if first(connection, UNHELD_TAG, parameters, |_| Ok(())).map_err(failed())?.is_none() {
+        return Ok(false);
+    }
+    let sql = "DELETE FROM tag WHERE repository_id = ?1 AND name = ?2";
+    Ok(run(connection, sql, params![repository, tag.as_str()]).map_err(failed())? > 0)
 }
 
 /// A manifest that nothing keeps.
@@ -441,9 +454,9 @@ const UNNEEDED_BLOB: &str =
     AND NOT EXISTS (SELECT 1 FROM manifest WHERE manifest.digest = blob.digest)
     AND NOT EXISTS (SELECT 1 FROM cache_blob WHERE cache_blob.digest = blob.digest)";
 
-fn unneeded_blobs(connection: &Connection) -> rusqlite::Result<Vec<Digest>> {
+fn unneeded_blobs(connection: &Connection) -> Result<Vec<Digest>, StoreError> {
     let sql = format!("SELECT digest FROM blob WHERE {UNNEEDED_BLOB} AND NOT {LEASED}");
-    rows(connection, &sql, [now()], |row| parsed(row, 0))
+    rows(connection, &sql, [now()], |row| parsed(row, 0)).map_err(StoreError::sql("prune blobs"))
 }
 
 /// Removes a blob's row if nothing needs it; its size then.
@@ -455,6 +468,23 @@ fn remove_blob_row(connection: &Connection, digest: &Digest) -> Result<Option<u6
         run(connection, "DELETE FROM blob WHERE digest = ?1", [text(digest)]).map_err(failed())?;
     }
     Ok(size.map(from_sql))
+}
+
+fn prune_cache(access: &Access<'_>, policy: CachePolicy) -> Result<u64, StoreError> {
+    if policy == CachePolicy::default() {
+        return Ok(0);
+    }
+    let failed = || StoreError::sql("prune the build cache");
+    let removed = access.batches(
+        |connection| stale_entries(connection, &policy).map_err(failed()),
+        |connection, key: &String| {
+            for sql in ["DELETE FROM cache_blob WHERE key = ?1", "DELETE FROM cache_entry WHERE key = ?1"] {
+                run(connection, sql, [key]).map_err(failed())?;
+            }
+            Ok(Some(()))
+        },
+    )?;
+    Ok(removed.len() as u64)
 }
 
 /// Keys of cache entries that the policy gives up.

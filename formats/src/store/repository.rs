@@ -173,7 +173,7 @@ impl Repository {
     /// Takes a blob away from this repository; `false` when it did not have it.
     pub fn delete_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
         self.write("delete a blob", |transaction| {
-            let id = repository_id(transaction, &self.name)?;
+            let id = find_repository(transaction, &self.name).map_err(StoreError::sql("delete a blob"))?;
             let sql = "DELETE FROM repository_blob WHERE repository_id = ?1 AND digest = ?2";
             let removed = run(transaction, sql, params![id, text(digest)]);
             Ok(removed.map_err(StoreError::sql("delete a blob"))? > 0)
@@ -208,8 +208,10 @@ impl Repository {
     /// collection.
     pub fn delete_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
         self.write("delete a manifest", |transaction| {
-            let id = repository_id(transaction, &self.name)?;
-            delete_manifest_rows(transaction, id, digest)
+            match find_repository(transaction, &self.name).map_err(StoreError::sql("delete a manifest"))? {
+                Some(id) => delete_manifest_rows(transaction, id, digest),
+                None => Ok(false),
+            }
         })
     }
 

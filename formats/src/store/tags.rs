@@ -5,7 +5,7 @@ use rusqlite::{Connection, params};
 use super::error::StoreError;
 use super::metadata::{first, from_sql, parsed, rows, run, text, to_sql};
 use super::put::Precondition;
-use super::repository::{Repository, repository_id, set_tag_row};
+use super::repository::{Repository, find_repository, repository_id, set_tag_row};
 use crate::digest::Digest;
 use crate::reference::Tag;
 
@@ -91,8 +91,10 @@ impl Repository {
     /// Removes a tag; the manifest stays. Returns what it named, `None` when there was no such tag.
     pub fn delete_tag(&self, tag: &Tag, precondition: Precondition) -> Result<Option<Digest>, StoreError> {
         self.write("delete a tag", |transaction| {
-            let id = repository_id(transaction, &self.name)?;
             let failed = || StoreError::sql("delete a tag");
+            let Some(id) = find_repository(transaction, &self.name).map_err(failed())? else {
+                return Ok(None);
+            };
             let Some(current) = tag_row(transaction, id, tag).map_err(failed())? else { return Ok(None) };
             self.check_precondition(transaction, id, std::slice::from_ref(tag), &current, precondition)?;
             let sql = "DELETE FROM tag WHERE repository_id = ?1 AND name = ?2";

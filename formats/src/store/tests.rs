@@ -133,6 +133,21 @@ fn an_upload_is_resumed_byte_for_byte() {
 }
 
 #[test]
+fn a_resumed_upload_survives_its_writer_but_not_wrong_content() {
+    let (_directory, store) = store();
+    let id = store.ingest().unwrap().suspend().unwrap();
+    let mut ingest = store.resume(&id).unwrap();
+    ingest.write_all(b"half").unwrap();
+    drop(ingest);
+    let ingest = store.resume(&id).unwrap();
+    assert_eq!(ingest.len(), 4);
+    let wrong = ingest.commit(Some(&Digest::sha256(b"whole").into()));
+    assert!(matches!(wrong, Err(StoreError::DigestMismatch { .. })));
+    assert!(matches!(store.resume(&id), Err(StoreError::UploadUnknown(_))));
+    assert_eq!((uploads(&store), store.uploads().unwrap().len()), (0, 0));
+}
+
+#[test]
 fn uploads_belong_to_their_repository() {
     let (_directory, store) = store();
     let ingest = store.repository(&name("a")).ingest_with(Algorithm::Sha256).unwrap();

@@ -8,7 +8,7 @@
 //! A file that nobody locks and that has no row is a dead writer's and may be swept.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -104,10 +104,11 @@ impl Ingest {
     }
 
     /// Gives the upload up: nothing of it remains.
-    pub fn cancel(self) -> Result<(), StoreError> {
-        let (store, id) = (self.store.clone(), self.id);
+    pub fn cancel(mut self) -> Result<(), StoreError> {
+        let (store, id, resumed) = (self.store.clone(), self.id, self.resumed);
+        self.resumed = false;
         drop(self);
-        store.forget_upload(&id)
+        if resumed { store.forget_upload(&id) } else { Ok(()) }
     }
 }
 
@@ -123,7 +124,7 @@ impl Store {
             }
             Err(error) => return Err(StoreError::io("open", &path, error)),
         };
-        lock(&file, id)?;
+        lock(&file, &path, id)?;
         // Only under the lock is the row the latest, and the name still this file's.
         let suspended = self.suspended(id)?.filter(|_| names(&path, &file));
         let suspended = suspended.ok_or(StoreError::UploadUnknown(*id))?;
@@ -202,6 +203,12 @@ impl Store {
                 bytes += freed;
             }
         }
+        // Rows whose file is gone, as a power cut may leave them.
+        for record in self.uploads()?.iter().filter(|record| !self.upload_path(&record.id).exists()) {
+            if !dry_run {
+                self.forget_upload(&record.id)?;
+            }
+        }
         Ok((count, bytes))
     }
 
@@ -269,8 +276,11 @@ fn upload_record(row: &Row<'_>) -> rusqlite::Result<UploadRecord> {
     })
 }
 
-fn lock(file: &File, id: &UploadId) -> Result<(), StoreError> {
-    file.try_lock().map_err(|_| StoreError::UploadBusy(*id))
+fn lock(file: &File, path: &Path, id: &UploadId) -> Result<(), StoreError> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => StoreError::UploadBusy(*id),
+        TryLockError::Error(error) => StoreError::io("lock", path, error),
+    })
 }
 
 /// Whether `path` still names the file that is open.

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
@@ -143,6 +143,9 @@ pub trait ImageSource: Sync {
     }
 }
 
+/// Opens a blob's content at an offset, as often as a sink needs it.
+pub type OpenAt<'a> = dyn Fn(u64) -> Result<Box<dyn Read + Send + 'a>, TransferError> + 'a;
+
 /// Where images go.
 pub trait ImageSink: Sync {
     /// Whether the blob is there already (or could be put there without its bytes, by a mount).
@@ -150,6 +153,11 @@ pub trait ImageSink: Sync {
 
     /// Takes a blob, and verifies its size and digest.
     fn write(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), TransferError>;
+
+    /// As [`ImageSink::write`], for sinks that can go on in the middle after a broken connection.
+    fn write_from(&self, blob: &Descriptor, open: &OpenAt<'_>) -> Result<(), TransferError> {
+        self.write(blob, &mut *open(0)?)
+    }
 
     /// Takes a manifest, whose blobs and variants it has been given before.
     fn put_manifest(&self, descriptor: &Descriptor, raw: &[u8]) -> Result<(), TransferError>;
@@ -448,8 +456,11 @@ fn copy_blob(
         return Ok(());
     }
     options.tell(Event::BlobStarted { digest, size: blob.size });
-    let mut content = Resuming::open(source, blob, options, failed)?;
-    sink.write(blob, &mut content)?;
+    let told_bytes = AtomicU64::new(0);
+    let open = |offset| -> Result<Box<dyn Read + Send + '_>, TransferError> {
+        Ok(Box::new(Resuming::open(source, blob, options, failed, offset, &told_bytes)?))
+    };
+    sink.write_from(blob, &open)?;
     options.tell(Event::BlobDone { digest });
     Ok(())
 }

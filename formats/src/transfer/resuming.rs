@@ -4,7 +4,7 @@
 //! resets the patience. The digest decides at the end, so a source that resumes wrongly is found out.
 
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{CopyOptions, Event, ImageSource, TransferError};
@@ -24,22 +24,36 @@ pub(super) struct Resuming<'a> {
     inner: Option<Box<dyn Read + Send + 'a>>,
     offset: u64,
     attempts: u32,
+    /// How far progress was told: what is read again is no progress.
+    told_bytes: &'a AtomicU64,
 }
 
 impl<'a> Resuming<'a> {
-    /// Opens `blob`. Reading fails once `failed` is set: the rest of the image has.
+    /// Opens `blob` at `offset`. Reading fails once `failed` is set: the rest of the image has.
     pub(super) fn open(
         source: &'a dyn ImageSource,
         blob: &'a Descriptor,
         options: &'a CopyOptions<'a>,
         failed: &'a AtomicBool,
+        offset: u64,
+        told_bytes: &'a AtomicU64,
     ) -> Result<Resuming<'a>, TransferError> {
-        let inner = Some(source.open(blob, 0)?);
-        Ok(Resuming { source, blob, options, failed, inner, offset: 0, attempts: 0 })
+        let inner = Some(source.open(blob, offset)?);
+        Ok(Resuming { source, blob, options, failed, inner, offset, attempts: 0, told_bytes })
     }
 }
 
 impl Resuming<'_> {
+    fn advance(&mut self, count: usize) {
+        self.offset += count as u64;
+        self.attempts = 0;
+        let told = self.told_bytes.fetch_max(self.offset, Ordering::Relaxed);
+        if self.offset > told {
+            let bytes = self.offset - told;
+            self.options.tell(Event::BlobAdvanced { digest: self.blob.digest, bytes });
+        }
+    }
+
     /// Waits and opens the source again; the given error when that has been tried often enough.
     fn reopen(&mut self, error: io::Error) -> io::Result<()> {
         // A second copy of wrong bytes would be wrong too.
@@ -72,11 +86,8 @@ impl Read for Resuming<'_> {
                     self.reopen(io::Error::new(io::ErrorKind::UnexpectedEof, message))?;
                 }
                 Ok(count) => {
-                    self.offset += count as u64;
                     if count > 0 {
-                        self.attempts = 0;
-                        self.options
-                            .tell(Event::BlobAdvanced { digest: self.blob.digest, bytes: count as u64 });
+                        self.advance(count);
                     }
                     return Ok(count);
                 }

@@ -119,6 +119,15 @@ pub enum SavedIn {
     Helper(String),
 }
 
+impl fmt::Display for SavedIn {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SavedIn::File(path) => path.display().fmt(formatter),
+            SavedIn::Helper(name) => write!(formatter, "the credential helper `{name}`"),
+        }
+    }
+}
+
 /// The files in which credentials are kept.
 #[derive(Clone, Debug, Default)]
 pub struct AuthFiles {

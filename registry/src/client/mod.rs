@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | this one | [`Client`] and its options: the synchronous door, with a runtime of its own behind it |
-//! | [`repository`](RemoteRepository) | one repository: what commands work with |
+//! | [`repository`](RemoteRepository), `transfer` | one repository: what commands work with, an end of copies |
 //! | `manifests`, `download`, `upload`, `listing`, `referrers` | the requests of the protocol |
 //! | `session`, `challenge`, `token` | who is asking: challenges, tokens, `Authorization` |
 //! | `credentials`, `credential_helper`, `login` | where passwords are kept |
@@ -28,6 +28,7 @@ mod retry;
 mod session;
 mod tls;
 mod token;
+mod transfer;
 mod upload;
 mod wire;
 

@@ -12,19 +12,25 @@ use rimg_formats::reference::{Reference, RegistryHost, RepositoryName, Tag};
 use super::error::ClientError;
 use super::pipe::PipeReader;
 use super::session::{Access, Session};
+use super::transfer::RecentManifests;
 use super::upload::{BlobOpener, Upload, UploadSession};
 use super::{Client, download, listing, manifests, referrers, upload};
 
 /// Most repositories that a blob is asked to be mounted from; each costs a request.
-const MOUNT_SOURCES_MAX: usize = 3;
+const MOUNT_SOURCES_MAX: usize = 8;
 
-/// One repository of one registry. Clones are independent views of it.
+/// One repository of one registry. It is also an end of copies, from or to: see
+/// [`copy_image`](rimg_formats::transfer::copy_image).
 #[derive(Debug)]
 pub struct RemoteRepository {
     client: Client,
     host: RegistryHost,
     name: RepositoryName,
     mount_sources: Vec<RepositoryName>,
+    /// The names that a copy ends with.
+    pub(super) tags: Vec<Tag>,
+    /// Manifests that were put, for naming them afterwards.
+    pub(super) put: Mutex<RecentManifests>,
     /// Uploads that the registry opened when it declined a mount, by the blob they are for.
     opened: Mutex<HashMap<Digest, UploadSession>>,
 }
@@ -47,6 +53,8 @@ impl RemoteRepository {
             host: reference.registry_host(),
             name: reference.remote_repository(),
             mount_sources: Vec::new(),
+            tags: Vec::new(),
+            put: Mutex::default(),
             opened: Mutex::default(),
         }
     }
@@ -56,6 +64,12 @@ impl RemoteRepository {
     pub fn mounting_from(mut self, sources: impl IntoIterator<Item = RepositoryName>) -> RemoteRepository {
         let others = sources.into_iter().filter(|source| *source != self.name);
         self.mount_sources = others.take(MOUNT_SOURCES_MAX).collect();
+        self
+    }
+
+    /// This repository as the end of a copy that points `tags` at the image.
+    pub fn publishing(mut self, tags: impl IntoIterator<Item = Tag>) -> RemoteRepository {
+        self.tags = tags.into_iter().collect();
         self
     }
 
@@ -94,8 +108,8 @@ impl RemoteRepository {
         })
     }
 
-    /// Puts a manifest under its digest, or under `tag`. A subject is made to list it, if need be by the
-    /// referrers tag.
+    /// Puts a manifest under its SHA-256 digest, or under `tag`. A subject is made to list it, if need be by
+    /// the referrers tag.
     pub fn put_manifest(
         &self,
         raw: &[u8],
@@ -103,6 +117,18 @@ impl RemoteRepository {
         tag: Option<&Tag>,
     ) -> Result<Digest, ClientError> {
         let digest = Digest::sha256(raw);
+        self.put_manifest_as(raw, media_type, &digest, tag)?;
+        Ok(digest)
+    }
+
+    /// As [`RemoteRepository::put_manifest`], for manifests known by a digest of another algorithm too.
+    pub(super) fn put_manifest_as(
+        &self,
+        raw: &[u8],
+        media_type: &str,
+        digest: &Digest,
+        tag: Option<&Tag>,
+    ) -> Result<(), ClientError> {
         let version = tag.map_or_else(|| digest.to_string(), Tag::to_string);
         let access = Access::push(&self.name);
         self.with_session(async |session| {
@@ -112,12 +138,12 @@ impl RemoteRepository {
                 && let Some(subject) = manifest.subject()
                 && !filed
             {
-                let mut entry = Descriptor::new(media_type, digest, raw.len() as u64);
+                let mut entry = Descriptor::new(media_type, *digest, raw.len() as u64);
                 entry.artifact_type = manifest.artifact_type().map(str::to_owned);
                 entry.annotations = manifest.annotations().clone();
                 referrers::add_by_tag(&session, &access, &self.name, &subject.digest, entry).await?;
             }
-            Ok(digest)
+            Ok(())
         })
     }
 
@@ -163,7 +189,12 @@ impl RemoteRepository {
             for source in &self.mount_sources {
                 match upload::mount(&session, &self.name, source, &blob.digest).await {
                     Ok(None) => return Ok(true),
-                    Ok(Some(upload)) => drop(self.opened().insert(blob.digest, upload)),
+                    Ok(Some(upload)) => {
+                        let earlier = self.opened().insert(blob.digest, upload);
+                        if let Some(earlier) = earlier {
+                            upload::cancel(&session, &self.name, &earlier).await;
+                        }
+                    }
                     // Mounting saves bytes; without it they are sent. A registry that refuses the wider
                     // permission may well grant the narrow one.
                     Err(_) => break,

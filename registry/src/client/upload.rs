@@ -91,6 +91,12 @@ pub(super) async fn mount(
     }
 }
 
+/// Gives up an upload that is not needed. Registries may not know how to, and then forget it after a while.
+pub(super) async fn cancel(session: &Session, name: &RepositoryName, upload: &UploadSession) {
+    let request = Request::new(Method::DELETE, upload.url.clone(), "an upload that is not needed");
+    let _ = session.send(&Access::push(name), &request).await;
+}
+
 /// One blob on its way out.
 pub(super) struct Upload<'a, 'o> {
     client: &'a Client,

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::State;
 use super::event::Event;
-use super::limits::{BUFFER_BYTES_MAX, HEAD_TIMEOUT, HEADERS_MAX, WRITE_IDLE_TIMEOUT};
+use super::limits::{BUFFER_BYTES_MAX, HEADERS_MAX};
 use super::patience::Patience;
 use super::{service, sessions};
 
@@ -80,14 +80,14 @@ async fn until_cut(
 async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<State>, watcher: Watcher) {
     // Small answers should not wait for company; blobs fill their packets anyway.
     let _ = stream.set_nodelay(true);
-    let io = Patience::new(TokioIo::new(stream), WRITE_IDLE_TIMEOUT);
+    let io = Patience::new(TokioIo::new(stream), state.options.limits.body_idle);
     let respond = service_fn(|request: Request<Incoming>| {
         let state = state.clone();
         async move { Ok::<_, Infallible>(service::respond(state, peer, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(state.options.limits.head)
         .max_headers(HEADERS_MAX)
         .max_buf_size(BUFFER_BYTES_MAX)
         .serve_connection(io, respond);

@@ -11,13 +11,8 @@ pub(super) const HEADERS_MAX: usize = 100;
 /// Bytes of a request's target: a name of 255, a digest of 135 and the parameters of the specification fit many
 /// times over.
 pub(super) const TARGET_BYTES_MAX: usize = 8 * 1024;
-/// How long a client may take to send a request's head, and to begin its next request on a kept connection.
-pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a body may make no progress at all. Slower than any working network, and short enough that a
-/// thousand silent connections do not pile up.
-pub(super) const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a client may read nothing of what it asked for.
-pub(super) const WRITE_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Characters of all `Warning` headers together (distribution-spec, *Warnings*).
+pub(super) const WARNING_BYTES_MAX: usize = 4096;
 /// Bytes still read from a refused request, so that a client which writes before it reads gets to see why.
 pub(super) const DRAIN_BYTES_MAX: usize = 4 << 20;
 /// How long a refused request is drained for.
@@ -57,6 +52,11 @@ pub struct Limits {
     pub blob_bytes: u64,
     /// How long an upload session lives without receiving anything.
     pub session_idle: Duration,
+    /// How long a client may take to send a request's head, and to begin its next request on a kept connection.
+    pub head: Duration,
+    /// How long a body may make no progress at all, in either direction. Slower than any working network, and
+    /// short enough that silent connections do not pile up.
+    pub body_idle: Duration,
     /// How long a graceful shutdown waits for requests under way.
     pub shutdown: Duration,
 }
@@ -69,6 +69,8 @@ impl Default for Limits {
             sessions_per_repository: 1000,
             blob_bytes: 256 << 30,
             session_idle: Duration::from_secs(24 * 60 * 60),
+            head: Duration::from_secs(30),
+            body_idle: Duration::from_secs(60),
             shutdown: Duration::from_secs(30),
         }
     }

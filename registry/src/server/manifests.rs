@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hyper::header::{
     CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH,
 };
@@ -45,7 +46,7 @@ pub(super) async fn get(
         reply.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(manifest.raw.len()));
         reply
     } else {
-        Response::new(Body::from(manifest.raw.to_vec()))
+        Response::new(Body::Document(Some(Bytes::from_owner(manifest.raw))))
     };
     set_digest(&mut reply, &manifest.digest);
     let headers = reply.headers_mut();
@@ -82,7 +83,7 @@ pub(super) async fn put(
             return Err(refused);
         }
     };
-    let raw = receive::document(call.body, MANIFEST_BYTES_MAX, "a manifest").await?;
+    let raw = receive::document(state, call.body, MANIFEST_BYTES_MAX, "a manifest").await?;
     let repository = ImageName::from(name.clone());
     let (put, tags) = state.run(move |store| plan.carry_out(&store.repository(&repository), &raw)).await?;
     let mut reply = empty(StatusCode::CREATED);

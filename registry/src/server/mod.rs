@@ -31,6 +31,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use hyper::header::HeaderValue;
 use rimg_formats::store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -79,6 +80,9 @@ pub struct ServerOptions {
     /// Accept manifests although content they name is missing (*sparse* images and indexes). Off by default:
     /// a push that lost a layer should fail, not the pull that needs it.
     pub allow_sparse_manifests: bool,
+    /// What users are to be told, such as a date of closing: carried by every answer as a `Warning`, which
+    /// clients show.
+    pub warnings: Vec<String>,
     /// Mount a blob by its digest alone when some repository that the caller may read has it.
     pub allow_anonymous_mount: bool,
 }
@@ -92,6 +96,7 @@ impl Default for ServerOptions {
             limits: Limits::default(),
             allow_sparse_manifests: false,
             allow_anonymous_mount: true,
+            warnings: Vec::new(),
         }
     }
 }
@@ -108,6 +113,9 @@ pub enum ServerError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A warning cannot be a header, or all of them are too long.
+    #[error("warning `{0}` does not fit: printable ASCII, and at most 4096 bytes for all warnings together")]
+    Warning(String),
 }
 
 /// A bound server.
@@ -121,6 +129,8 @@ pub struct Server {
 struct State {
     store: Store,
     options: ServerOptions,
+    /// [`ServerOptions::warnings`] as headers.
+    warnings: Vec<HeaderValue>,
     /// Admission to the blocking threads.
     jobs: Arc<Semaphore>,
     sessions: Arc<Sessions>,
@@ -129,12 +139,14 @@ struct State {
 impl Server {
     /// Binds the address. Connections queue from here on, and are answered once [`Server::serve`] runs.
     pub async fn bind(store: Store, options: ServerOptions) -> Result<Server, ServerError> {
+        let warnings = service::warnings(&options.warnings)?;
         let address = options.listen;
         let failed = |source| ServerError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let state = State {
             store,
+            warnings,
             jobs: Arc::new(Semaphore::new(limits::BLOCKING_JOBS_MAX)),
             sessions: Arc::new(Sessions::new(options.limits.concurrent_uploads)),
             options,

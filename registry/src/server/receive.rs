@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::State;
 use super::error::{ApiError, Code};
-use super::limits::{BODY_IDLE_TIMEOUT, DRAIN_BYTES_MAX, DRAIN_TIMEOUT, WRITE_BATCH_BYTES};
+use super::limits::{DRAIN_BYTES_MAX, DRAIN_TIMEOUT, WRITE_BATCH_BYTES};
 use super::sessions::Writing;
 
 /// How many bytes a body may bring.
@@ -41,13 +41,14 @@ pub(super) async fn into_ingest(
     let mut intake = Intake { allowance, taken: 0, ended: None };
     let mut writer = Writer { idle: Some(ingest), busy: None, failed: None };
     let mut batch = Batch::default();
+    let idle = state.options.limits.body_idle;
     loop {
         if writer.idle.is_some() && batch.is_ready(intake.ended.is_some()) {
             writer.start(state, batch.take()).await;
         }
         let wants_more = intake.ended.is_none() && batch.bytes < WRITE_BATCH_BYTES;
         tokio::select! {
-            frame = next_bytes(&mut body), if wants_more => {
+            frame = next_bytes(&mut body, idle), if wants_more => {
                 if let Some(bytes) = intake.take(frame) {
                     batch.push(bytes);
                 }
@@ -68,9 +69,9 @@ pub(super) async fn into_ingest(
 }
 
 /// The next bytes of a body: `None` at its end.
-async fn next_bytes(body: &mut Incoming) -> Result<Option<Bytes>, ApiError> {
+async fn next_bytes(body: &mut Incoming, idle: Duration) -> Result<Option<Bytes>, ApiError> {
     loop {
-        let frame = timeout(BODY_IDLE_TIMEOUT, body.frame()).await.map_err(|_| stalled(BODY_IDLE_TIMEOUT))?;
+        let frame = timeout(idle, body.frame()).await.map_err(|_| stalled(idle))?;
         let Some(frame) = frame else { return Ok(None) };
         let frame = frame.map_err(|error| {
             let message = format!("the body broke off: {error}");
@@ -84,7 +85,8 @@ async fn next_bytes(body: &mut Incoming) -> Result<Option<Bytes>, ApiError> {
 }
 
 fn stalled(limit: Duration) -> ApiError {
-    let message = format!("the body made no progress for {} s; what had arrived is kept", limit.as_secs());
+    let message =
+        format!("the body made no progress for {} s; what had arrived of a session is kept", limit.as_secs());
     ApiError::new(StatusCode::REQUEST_TIMEOUT, Code::BlobUploadInvalid, message)
 }
 
@@ -206,9 +208,14 @@ impl Writer {
 }
 
 /// Reads a whole document of at most `limit` bytes; `what` names it in the refusal.
-pub(super) async fn document(mut body: Incoming, limit: usize, what: &str) -> Result<Vec<u8>, ApiError> {
+pub(super) async fn document(
+    state: &State,
+    mut body: Incoming,
+    limit: usize,
+    what: &str,
+) -> Result<Vec<u8>, ApiError> {
     let mut document = Vec::new();
-    while let Some(bytes) = next_bytes(&mut body).await? {
+    while let Some(bytes) = next_bytes(&mut body, state.options.limits.body_idle).await? {
         if document.len() + bytes.len() > limit {
             drain(body).await;
             return Err(document_too_large(limit, what));

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION,
+    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, ORIGIN,
+    WARNING,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use rimg_formats::digest::Digest;
@@ -15,10 +16,10 @@ use super::access::{self, Caller};
 use super::body::Body;
 use super::error::{ApiError, Code};
 use super::event::Event;
-use super::limits::TARGET_BYTES_MAX;
+use super::limits::{TARGET_BYTES_MAX, WARNING_BYTES_MAX};
 use super::query::Query;
 use super::route::Route;
-use super::{State, blobs, listings, manifests, receive, referrers, uploads};
+use super::{ServerError, State, blobs, listings, manifests, receive, referrers, uploads};
 
 /// An answer.
 pub(super) type Reply = Response<Body>;
@@ -60,7 +61,7 @@ pub(super) async fn respond(state: Arc<State>, peer: SocketAddr, request: Reques
         Ok(reply) => (reply, None),
         Err(error) => refuse(error),
     };
-    let reply = dress(reply);
+    let reply = dress(&state, reply);
     if let Some(observed) = observed {
         state.notify(|| observed.event(reply.status(), started.elapsed(), cause));
     }
@@ -91,6 +92,10 @@ fn check(
     if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_BYTES_MAX) {
         return Err(ApiError::new(StatusCode::URI_TOO_LONG, Code::NameInvalid, "the URL is too long"));
     }
+    if is_cross_site(&parts.method, &parts.headers) {
+        let message = "a page of another site may not change anything here";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, Code::Denied, message));
+    }
     let route = Route::parse(parts.uri.path())?;
     let caller = Caller::new(&state.options.authorize, &parts.headers, peer);
     caller.require(access::action(&route, &parts.method), route.repository())?;
@@ -100,6 +105,17 @@ fn check(
             .with_header(ALLOW, HeaderValue::from_static(route.methods())));
     }
     Ok((route, Query::parse(parts.uri.query())?, caller))
+}
+
+/// Whether a browser sends this on behalf of somebody else's page. Without it, any page that the user of a
+/// registry on a loopback address looks at could fill the disk: a plain POST needs nobody's permission. Only
+/// browsers send `Origin`.
+fn is_cross_site(method: &Method, headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(ORIGIN) else { return false };
+    let host = headers.get(HOST).map(HeaderValue::as_bytes);
+    let site = origin.as_bytes().splitn(2, |byte| *byte == b':').nth(1);
+    let own = site.and_then(|site| site.strip_prefix(b"//")).is_some_and(|site| Some(site) == host);
+    !own && *method != Method::GET && *method != Method::HEAD
 }
 
 async fn dispatch(state: &Arc<State>, route: Route, call: Call) -> Result<Reply, ApiError> {
@@ -133,17 +149,34 @@ fn refuse(error: ApiError) -> (Reply, Option<String>) {
 }
 
 /// Adds what every answer carries. Blobs are strangers' bytes: no browser is to guess what they are.
-fn dress(mut reply: Reply) -> Reply {
+fn dress(state: &State, mut reply: Reply) -> Reply {
     let length = hyper::body::Body::size_hint(reply.body()).exact();
     let headers = reply.headers_mut();
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     headers.insert(NOSNIFF, HeaderValue::from_static("nosniff"));
+    for warning in &state.warnings {
+        headers.append(WARNING, warning.clone());
+    }
     if let Some(length) = length
         && !headers.contains_key(CONTENT_LENGTH)
     {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     reply
+}
+
+/// Words warnings as headers: `299 - "text"` (distribution-spec, *Warnings*).
+pub(super) fn warnings(texts: &[String]) -> Result<Vec<HeaderValue>, ServerError> {
+    let mut bytes = 0;
+    let word = |text: &String| {
+        let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+        let value = format!("299 - \"{quoted}\"");
+        bytes += value.len();
+        let fits = bytes <= WARNING_BYTES_MAX && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        let value = HeaderValue::try_from(value).ok().filter(|_| fits);
+        value.ok_or_else(|| ServerError::Warning(text.clone()))
+    };
+    texts.iter().map(word).collect()
 }
 
 /// An empty answer.

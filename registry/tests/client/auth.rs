@@ -171,7 +171,8 @@ fn a_token_server_that_refuses_speaks_for_the_registry() {
 
 #[test]
 fn token_servers_that_misbehave_are_errors() {
-    let table: [(fn() -> Answer, &str); 4] = [
+    type Misbehaviour = (fn() -> Answer, &'static str);
+    let table: [Misbehaviour; 4] = [
         (|| Answer::ok("{}"), "no token"),
         (|| Answer::ok("nonsense"), "no token"),
         (|| Answer::ok("").claiming(1 << 40), "larger than"),

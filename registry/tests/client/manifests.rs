@@ -94,7 +94,8 @@ fn flaky(failures: Vec<fn() -> Answer>) -> Fake {
 
 #[test]
 fn what_may_pass_is_tried_again() {
-    let table: [(Vec<fn() -> Answer>, bool); 6] = [
+    type Failures = Vec<fn() -> Answer>;
+    let table: [(Failures, bool); 6] = [
         (vec![|| Answer::status(503), || Answer::status(500), || Answer::status(502)], true),
         (vec![|| Answer::status(429).with("retry-after", 0)], true),
         (vec![Answer::hang_up, Answer::hang_up], true),

@@ -1,11 +1,13 @@
 //! Requests that nobody means well with.
 
+use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rimg_formats::digest::Digest;
 use rimg_registry::server::{Decision, Event};
 
-use crate::harness::Registry;
+use crate::harness::{Registry, read_answer};
 
 #[test]
 fn the_base() {
@@ -154,4 +156,44 @@ fn requests_are_told_to_the_observer() {
     let seen = seen.lock().unwrap();
     let Event::Request { method, target, status, .. } = &seen[0] else { panic!("{seen:?}") };
     assert_eq!((method.as_str(), target.as_str(), *status), ("GET", "/v2/a/tags/list?n=1", 404));
+}
+
+/// A client that stops writing in the middle is told so; one that never says anything is cut off.
+#[test]
+fn silence_ends_a_request() {
+    let registry = Registry::start_with(|options| {
+        options.limits.body_idle = Duration::from_millis(200);
+        options.limits.head = Duration::from_millis(200);
+    });
+    let location = registry.open_upload("a");
+    let mut stream = registry.connect();
+    let head = format!("PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf");
+    stream.write_all(head.as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut stream, "PATCH").status, 408);
+    assert_eq!(registry.get(&location).header("range"), Some("0-3"));
+    for beginning in ["", "GET /v2/ HT"] {
+        let mut stream = registry.connect();
+        stream.write_all(beginning.as_bytes()).unwrap();
+        let mut rest = Vec::new();
+        // The end of the stream, or a reset: either way the server has let go.
+        let _ = stream.read_to_end(&mut rest);
+    }
+}
+
+#[test]
+fn warnings_are_on_every_answer() {
+    let registry = Registry::start_with(|options| options.warnings = vec!["closes \"soon\"".to_owned()]);
+    for target in ["/v2/", "/v2/a/tags/list"] {
+        assert_eq!(registry.get(target).header("warning"), Some("299 - \"closes \\\"soon\\\"\""));
+    }
+}
+
+#[test]
+fn pages_of_other_sites_change_nothing() {
+    let registry = Registry::start();
+    for (origin, status) in [("http://evil.example", 403), ("null", 403), ("http://registry", 202)] {
+        let answer = registry.send("POST", "/v2/a/blobs/uploads/", &[("Origin", origin)], b"");
+        assert_eq!(answer.status, status, "{origin}");
+    }
+    assert_eq!(registry.send("GET", "/v2/", &[("Origin", "http://evil.example")], b"").status, 200);
 }

@@ -164,6 +164,16 @@ fn sparse_images_and_indexes_where_they_are_allowed() {
 }
 
 #[test]
+fn fields_that_nobody_knows_and_embedded_content_are_kept() {
+    let registry = Registry::start();
+    let (config, layer) = (registry.push("a", b"{}"), registry.push("a", b"layer"));
+    let raw = manifest(&config, 2, &layer, 5, r#","x-custom":{"b":1,"a":[null]}"#);
+    let raw = String::from_utf8(raw).unwrap().replace(r#""size":2}"#, r#""size":2,"data":"e30=","x":"y"}"#);
+    assert_eq!(registry.put_manifest("a", "v1", OCI_MANIFEST, raw.as_bytes()).status, 201);
+    assert_eq!(registry.get("/v2/a/manifests/v1").body, raw.as_bytes());
+}
+
+#[test]
 fn foreign_layers_need_not_be_there() {
     let registry = Registry::start();
     let config = registry.push("a", b"{}");

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::sync::Barrier;
 
 use rimg_formats::digest::Digest;
+use rimg_formats::store::prune::PruneOptions;
 use rimg_registry::server::{Decision, ServerOptions};
 
-use crate::harness::{ALGORITHMS, Answer, Registry, noise, read_answer};
+use crate::harness::{ALGORITHMS, Answer, OCI_MANIFEST, Registry, noise, read_answer};
 
 fn assert_created(registry: &Registry, answer: &Answer, digest: &Digest, content: &[u8]) {
     assert_eq!(answer.status, 201, "{answer:?}");
@@ -169,6 +170,7 @@ fn wrong_digests_are_refused_whichever_way_they_come() {
         assert_eq!(registry.send("PUT", &put, &[], b"").refusal(), invalid);
         assert_eq!(registry.head(&format!("/v2/a/blobs/{digest}")).status, 404);
     }
+    assert!(registry.store().uploads().unwrap().is_empty());
     let location = registry.open_upload("a");
     for query in ["", "?digest=", "?digest=sha256:abc", "?digest=md5:d41d8cd98f00b204e9800998ecf8427e"] {
         let answer = registry.send("PUT", &format!("{location}{query}"), &[], b"x");
@@ -387,4 +389,17 @@ fn the_same_blob_pushed_by_many_at_once() {
     for number in 0..3 {
         assert!(registry.get(&format!("/v2/repository{number}/blobs/{digest}")).body == content);
     }
+}
+
+/// Between a blob and the manifest that names it lies a gap in which nothing holds it but a promise.
+#[test]
+fn a_blob_that_was_confirmed_survives_a_collection() {
+    let registry = Registry::start();
+    let raw = registry.image("a", "one");
+    let layer = Digest::sha256(b"one");
+    let mount = format!("/v2/b/blobs/uploads/?mount={layer}&from=a");
+    assert_eq!(registry.send("POST", &mount, &[], b"").status, 201);
+    registry.store().prune(&PruneOptions { all: true, ..PruneOptions::default() }).unwrap();
+    assert_eq!(registry.put_manifest("a", "v1", OCI_MANIFEST, &raw).status, 201);
+    assert_eq!(registry.head(&format!("/v2/b/blobs/{layer}")).status, 200);
 }

@@ -1,238 +1,242 @@
-//! A layer's entries as files in an overlay lower directory.
+//! [`apply`]: unpacks one layer into a directory that becomes an overlay's lower (image-spec, *Applying Changesets*).
 //!
-//! Owns the translation into overlay form (overlayfs.rst, *whiteouts and opaque directories*) and the rules for
-//! layers that contradict themselves:
-//! - a later entry replaces an earlier one; a directory over a directory keeps its children;
-//! - a parent that is no directory is replaced by one: nothing is ever written through a link;
-//! - a whiteout concerns lower layers only: it never removes what this layer brings itself;
-//! - overlay's own attributes and its whiteout device, shipped by an image, would forge overlay state: left out.
+//! Names come from strangers. Each is used as a path once, through [`RootDir`], to reach the directory that holds the
+//! entry; the entry itself is made by its last component, exclusively, and never followed. A directory reached through
+//! a link of the same layer is followed inside the tree, as a process in the container would.
 //!
-//! What an unprivileged user cannot make (device nodes, other owners, some attributes) is left out and counted.
+//! What cannot be made without privilege (devices, foreign attributes) is left out and counted: the sandbox brings its
+//! own `/dev`, and an image that needs the rest says so when it runs.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 
-use rimg_formats::layer::{Entry, EntryKind, LayerPath, LayerReader, Limits};
+use rimg_formats::layer::{Entry, EntryKind, LayerError, LayerPath, LayerReader};
 use rimg_formats::root_dir::{Directory, RootDir, timestamps};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, XattrFlags};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-use super::SnapshotError;
+use super::Owners;
 
-/// The attribute that hides everything below a directory, in `userxattr` form.
-const OPAQUE: &[u8] = b"user.overlay.opaque";
+/// What overlayfs keeps its own notes in. An image that ships such attributes wants to steer the overlay.
+const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+/// Marks a directory that hides what lies below it in lower layers.
+pub(super) const OPAQUE: &[u8] = b"user.overlay.opaque";
+/// Bytes copied at once, and the size of holes that are kept as holes.
+const COPY_BYTES: usize = 128 << 10;
 
-/// What could not be kept of a layer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UnpackReport {
-    /// Device nodes that were not made.
-    pub devices_skipped: u64,
-    /// Files that belong to us because their owner's id is not mapped.
-    pub owners_lost: u64,
-    /// Extended attributes that could not be set.
-    pub xattrs_skipped: u64,
+/// Why a layer cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// The layer cannot be read.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// An entry cannot be made.
+    #[error("failed to make `{path}`: {source}")]
+    Entry {
+        /// Its path.
+        path: LayerPath,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A hard link to something that this layer does not contain.
+    #[error("`{path}` is a hard link to `{target}`, which is not in the same layer")]
+    LinkTarget {
+        /// The link.
+        path: LayerPath,
+        /// What it should be another name of.
+        target: LayerPath,
+    },
+    /// An id that the user namespace does not have.
+    #[error(
+        "`{path}` belongs to {uid}:{gid}, ids that this user namespace does not have: more subordinate ids in /etc/subuid and /etc/subgid are needed"
+    )]
+    Owner {
+        /// The path.
+        path: LayerPath,
+        /// Its owner.
+        uid: u64,
+        /// Its group.
+        gid: u64,
+    },
 }
 
-/// Unpacks the layer `input` into the empty directory `root`.
-pub(super) fn unpack(
-    input: impl Read + Send,
-    root: &RootDir,
-    limits: Limits,
-    layer: &str,
-) -> Result<UnpackReport, SnapshotError> {
-    let bad_layer = |source| SnapshotError::Layer { layer: layer.to_owned(), source };
-    let mut reader = LayerReader::new(input, limits).map_err(bad_layer)?;
-    let mut applier =
-        Applier { root, directories: Vec::new(), hidden: BTreeSet::new(), report: UnpackReport::default() };
-    while let Some(entry) = reader.next_entry().map_err(bad_layer)? {
-        applier.apply(&entry, &mut reader).map_err(|source| SnapshotError::Entry {
-            layer: layer.to_owned(),
-            path: entry.path.as_bytes().to_vec(),
-            source,
+/// What was left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Device nodes that need privilege, or that overlayfs would take for a whiteout.
+    pub devices: u64,
+    /// Extended attributes that are overlayfs's own or need privilege.
+    pub xattrs: u64,
+}
+
+struct Applier<'t> {
+    tree: &'t RootDir,
+    owners: Owners,
+    skipped: Skipped,
+    /// Directories whose attributes are set last: restrictive modes would keep their contents out.
+    directories: Vec<Entry>,
+    /// Paths that whiteouts of this layer removed, for directories that come after them.
+    whiteouts: HashSet<LayerPath>,
+}
+
+/// Unpacks all entries of `layer` into `tree`, an empty directory.
+///
+/// # Errors
+/// See [`ApplyError`]. The directory is of no use then.
+pub fn apply(layer: &mut LayerReader<'_>, tree: &RootDir, owners: Owners) -> Result<Skipped, ApplyError> {
+    let mut applier = Applier {
+        tree,
+        owners,
+        skipped: Skipped::default(),
+        directories: Vec::new(),
+        whiteouts: HashSet::new(),
+    };
+    while let Some(entry) = layer.next_entry()? {
+        let path = entry.path.clone();
+        applier.entry(entry, layer).map_err(|error| match error {
+            Failure::Apply(error) => error,
+            Failure::Io(source) => ApplyError::Entry { path, source },
         })?;
     }
-    applier.finish().map_err(|(path, source)| SnapshotError::Entry { layer: layer.to_owned(), path, source })
+    applier.finish()
 }
 
-struct Applier<'r> {
-    root: &'r RootDir,
-    /// Directories whose attributes are set at the end, when nothing changes in them any more.
-    directories: Vec<Entry>,
-    /// Paths that a whiteout of this layer hides in the layers below.
-    hidden: BTreeSet<LayerPath>,
-    report: UnpackReport,
+/// An error of one entry before its path is added.
+enum Failure {
+    Apply(ApplyError),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Io(error)
+    }
+}
+
+impl From<ApplyError> for Failure {
+    fn from(error: ApplyError) -> Failure {
+        Failure::Apply(error)
+    }
 }
 
 impl Applier<'_> {
-    fn apply(&mut self, entry: &Entry, reader: &mut LayerReader<'_>) -> io::Result<()> {
+    fn entry(&mut self, entry: Entry, layer: &mut LayerReader<'_>) -> Result<(), Failure> {
+        if let EntryKind::OpaqueMarker = entry.kind {
+            return Ok(self.opaque(&entry.path)?);
+        }
         if entry.path.is_root() {
-            return self.apply_root(entry);
-        }
-        let parent = entry.path.parent().unwrap_or_else(LayerPath::root);
-        let name = entry.path.split_name().1;
-        let directory = self.parent(&parent)?;
-        let existing = kind_of(&directory, name)?;
-        match &entry.kind {
-            EntryKind::Whiteout => return self.whiteout(entry, &directory, name, existing),
-            EntryKind::OpaqueMarker => {
-                let directory = self.parent(&entry.path)?;
-                return Ok(rustix::fs::fsetxattr(reopen(&directory)?, OPAQUE, b"y", XattrFlags::empty())?);
-            }
-            EntryKind::Directory => return self.directory(entry, &directory, name, existing),
-            EntryKind::Hardlink { target } => {
-                return self.hardlink(target, entry, &directory, name, existing);
-            }
-            _ => {}
-        }
-        self.clear(&entry.path, &directory, name, existing)?;
-        if let Some((kind, major, minor)) = device_of(&entry.kind)
-            && !self.device(&directory, name, kind, major, minor)?
-        {
+            self.directories.push(entry);
             return Ok(());
         }
+        let (parent, name) = self.holder(&entry.path)?;
         match &entry.kind {
-            EntryKind::Regular { .. } => {
-                let mut file = directory.create_file(name, 0o600)?;
-                reader.content().copy_to(&mut file)?;
-                return self.file_attributes(entry, &file);
-            }
-            EntryKind::Symlink { target } => directory.symlink(name, target)?,
-            EntryKind::Fifo => directory.make_node(name, FileType::Fifo, 0o600, 0, 0)?,
-            _ => {}
+            EntryKind::Whiteout => return self.whiteout(&entry, &parent, &name),
+            EntryKind::Directory => return self.directory(entry, &parent, &name),
+            _ => parent.remove(&name)?,
         }
-        self.attributes(entry, &directory, name)
+        match &entry.kind {
+            EntryKind::Regular { size } => {
+                let file = parent.create_file(&name, 0o600)?;
+                fill(&file, &mut layer.content(), *size)?;
+            }
+            EntryKind::Symlink { target } => parent.symlink(&name, target)?,
+            EntryKind::Hardlink { target } => return self.hardlink(&entry.path, &parent, &name, target),
+            EntryKind::Fifo => parent.make_node(&name, FileType::Fifo, 0o600, 0, 0)?,
+            EntryKind::CharDevice { major, minor } => {
+                if !self.device(&parent, &name, FileType::CharacterDevice, *major, *minor)? {
+                    return Ok(());
+                }
+            }
+            EntryKind::BlockDevice { major, minor } => {
+                if !self.device(&parent, &name, FileType::BlockDevice, *major, *minor)? {
+                    return Ok(());
+                }
+            }
+            EntryKind::Directory | EntryKind::Whiteout | EntryKind::OpaqueMarker => {}
+        }
+        self.attributes(&entry, &parent, &name)
     }
 
-    fn apply_root(&mut self, entry: &Entry) -> io::Result<()> {
-        match entry.kind {
-            EntryKind::Directory => self.directories.push(entry.clone()),
-            EntryKind::OpaqueMarker => {
-                let root = self.root.directory(&LayerPath::root())?;
-                rustix::fs::fsetxattr(reopen(&root)?, OPAQUE, b"y", XattrFlags::empty())?;
+    /// The directory that holds `path`, made if need be, and the name in it.
+    fn holder(&self, path: &LayerPath) -> io::Result<(Directory, Vec<u8>)> {
+        let name = path.file_name().unwrap_or_default().to_vec();
+        let parent = path.parent().unwrap_or_else(LayerPath::root);
+        Ok((self.make_directory(&parent)?, name))
+    }
+
+    fn make_directory(&self, path: &LayerPath) -> io::Result<Directory> {
+        match self.tree.mkdir_all(path) {
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::LOOP | Errno::NOTDIR)) => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let inside = self.tree.open_in_root(path.as_bytes(), flags, Mode::empty());
+                inside.map(Directory::from_fd).map_err(|_| error)
             }
-            _ => return Err(invalid("the root can only be a directory")),
+            result => result,
+        }
+    }
+
+    fn opaque(&self, path: &LayerPath) -> io::Result<()> {
+        if path.is_root() {
+            // The root of a lower directory cannot be opaque to overlayfs by an attribute; no image does this.
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the root of a layer cannot hide all layers below",
+            ));
+        }
+        self.make_directory(path)?;
+        let (parent, name) = self.holder(path)?;
+        parent.set_xattr(&name, OPAQUE, b"y")
+    }
+
+    /// A whiteout removes from the layers below only: what this layer itself put there stays.
+    fn whiteout(&mut self, entry: &Entry, parent: &Directory, name: &[u8]) -> Result<(), Failure> {
+        match parent.stat(name) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                parent.set_xattr(name, OPAQUE, b"y")?
+            }
+            Ok(_) => {}
+            Err(_) => {
+                parent.make_node(name, FileType::CharacterDevice, 0, 0, 0)?;
+                self.whiteouts.insert(entry.path.clone());
+            }
         }
         Ok(())
     }
 
-    /// The directory at `path`, made with default attributes, in place of anything else that is there.
-    fn parent(&mut self, path: &LayerPath) -> io::Result<Directory> {
-        match self.root.directory(path) {
-            Ok(directory) => return Ok(directory),
-            Err(error) if !is_missing_or_other(&error) => return Err(error),
-            Err(_) => {}
+    fn directory(&mut self, entry: Entry, parent: &Directory, name: &[u8]) -> Result<(), Failure> {
+        let exists =
+            parent.stat(name).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+        if !exists {
+            parent.remove(name)?;
+            parent.create_dir(name, 0o700)?;
         }
-        let mut at = LayerPath::root();
-        let mut directory = self.root.directory(&at)?;
-        for name in path.components() {
-            at = at.join(name).map_err(io::Error::other)?;
-            let existing = kind_of(&directory, name)?;
-            if existing != Some(FileType::Directory) {
-                self.make_directory(&at, &directory, name, existing)?;
-            }
-            directory = directory.open_dir(name)?;
-        }
-        Ok(directory)
-    }
-
-    fn directory(
-        &mut self,
-        entry: &Entry,
-        parent: &Directory,
-        name: &[u8],
-        existing: Option<FileType>,
-    ) -> io::Result<()> {
-        if existing != Some(FileType::Directory) {
-            self.make_directory(&entry.path, parent, name, existing)?;
-        }
-        self.directories.push(entry.clone());
-        Ok(())
-    }
-
-    fn make_directory(
-        &mut self,
-        path: &LayerPath,
-        parent: &Directory,
-        name: &[u8],
-        existing: Option<FileType>,
-    ) -> io::Result<()> {
-        self.clear(path, parent, name, existing)?;
-        parent.create_dir(name, 0o755)?;
-        parent.set_mode(name, 0o755)?;
-        if self.hidden.contains(path) {
+        if self.whiteouts.remove(&entry.path) {
             parent.set_xattr(name, OPAQUE, b"y")?;
         }
+        self.directories.push(entry);
         Ok(())
-    }
-
-    /// Makes room for an entry.
-    fn clear(
-        &mut self,
-        path: &LayerPath,
-        parent: &Directory,
-        name: &[u8],
-        existing: Option<FileType>,
-    ) -> io::Result<()> {
-        if existing == Some(FileType::Directory) {
-            self.directories.retain(|entry| !entry.path.starts_with(path));
-        }
-        if existing.is_some() { parent.remove(name) } else { Ok(()) }
-    }
-
-    fn whiteout(
-        &mut self,
-        entry: &Entry,
-        parent: &Directory,
-        name: &[u8],
-        existing: Option<FileType>,
-    ) -> io::Result<()> {
-        self.hidden.insert(entry.path.clone());
-        match existing {
-            None => parent.make_node(name, FileType::CharacterDevice, 0, 0, 0),
-            // What this layer itself brings hides a file below anyway; a directory has to say so.
-            Some(FileType::Directory) => parent.set_xattr(name, OPAQUE, b"y"),
-            Some(_) => Ok(()),
-        }
     }
 
     fn hardlink(
-        &mut self,
-        target: &LayerPath,
-        entry: &Entry,
+        &self,
+        path: &LayerPath,
         parent: &Directory,
         name: &[u8],
-        existing: Option<FileType>,
-    ) -> io::Result<()> {
-        if *target == entry.path {
-            return if existing.is_some() { Ok(()) } else { Err(invalid("a hard link to itself")) };
+        target: &LayerPath,
+    ) -> Result<(), Failure> {
+        let missing = || ApplyError::LinkTarget { path: path.clone(), target: target.clone() };
+        let (source, source_name) = self.tree.parent_of(target).map_err(|_| missing())?;
+        let stat = source.stat(source_name).map_err(|_| missing())?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            return Err(missing().into());
         }
-        if target.starts_with(&entry.path) {
-            return Err(invalid("a hard link to something below itself"));
-        }
-        let explain = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                let target = String::from_utf8_lossy(target.as_bytes()).into_owned();
-                io::Error::new(
-                    error.kind(),
-                    format!("a hard link to `{target}`, which this layer does not contain"),
-                )
-            }
-            _ => error,
-        };
-        let (source, source_name) = self.root.parent_of(target).map_err(explain)?;
-        match kind_of(&source, source_name)? {
-            Some(FileType::Directory) => return Err(invalid("a hard link to a directory")),
-            Some(FileType::CharacterDevice) if self.hidden.contains(target) => {
-                return Err(invalid("a hard link to a path that this layer removes"));
-            }
-            _ => {}
-        }
-        self.clear(&entry.path, parent, name, existing)?;
-        parent.hardlink(name, &source, source_name).map_err(explain)
+        Ok(parent.hardlink(name, &source, source_name)?)
     }
 
-    /// Makes a device node; `false` when it had to be left out.
+    /// Makes a device; false when it was left out.
     fn device(
         &mut self,
         parent: &Directory,
@@ -241,129 +245,117 @@ impl Applier<'_> {
         major: u32,
         minor: u32,
     ) -> io::Result<bool> {
-        // Character device 0:0 is a whiteout to overlayfs, and no other device has these numbers.
-        let forged = (kind, major, minor) == (FileType::CharacterDevice, 0, 0);
-        let made =
-            if forged { Err(Errno::PERM.into()) } else { parent.make_node(name, kind, 0o600, major, minor) };
+        // Character device 0/0 is overlayfs's whiteout; an image cannot mean it as a device, there is none.
+        let whiteout = kind == FileType::CharacterDevice && (major, minor) == (0, 0);
+        let made = match whiteout {
+            true => Err(io::ErrorKind::PermissionDenied.into()),
+            false => parent.make_node(name, kind, 0o600, major, minor),
+        };
         match made {
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                self.report.devices_skipped += 1;
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                self.skipped.devices += 1;
                 Ok(false)
             }
-            other => other.map(|()| true),
+            result => result.map(|()| true),
         }
     }
 
-    /// Attributes of a regular file, by its descriptor. The owner first: changing it takes set-user-id bits and file
-    /// capabilities away.
-    fn file_attributes(&mut self, entry: &Entry, file: &File) -> io::Result<()> {
-        let (uid, gid) = owner(entry)?;
-        if (uid, gid) != (0, 0) {
-            let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-            self.owned(rustix::fs::fchown(file, owner.0, owner.1).map_err(Into::into))?;
+    /// Owner, attributes, mode and time, in the order in which one does not undo the other.
+    fn attributes(&mut self, entry: &Entry, parent: &Directory, name: &[u8]) -> Result<(), Failure> {
+        let (uid, gid) = self.owner(entry)?;
+        match parent.set_owner(name, uid, gid) {
+            Err(_) if self.owners == Owners::Squash => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(foreign(entry).into()),
+            result => result?,
         }
-        for (key, value) in kept_xattrs(entry) {
-            let set = rustix::fs::fsetxattr(file, key.as_slice(), value, XattrFlags::empty());
-            self.attributed(set.map_err(Into::into))?;
-        }
-        rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode & 0o7777))?;
-        Ok(rustix::fs::futimens(file, &timestamps(entry.mtime))?)
-    }
-
-    /// Attributes of anything else, by its name, which is not followed.
-    fn attributes(&mut self, entry: &Entry, parent: &Directory, name: &[u8]) -> io::Result<()> {
-        let (uid, gid) = owner(entry)?;
-        if (uid, gid) != (0, 0) {
-            self.owned(parent.set_owner(name, uid, gid))?;
-        }
-        for (key, value) in kept_xattrs(entry) {
-            self.attributed(parent.set_xattr(name, key, value))?;
+        for (key, value) in &entry.xattrs {
+            let overlays_own = OVERLAY_PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+            if overlays_own || parent.set_xattr(name, key, value).is_err() {
+                self.skipped.xattrs += 1;
+            }
         }
         if !matches!(entry.kind, EntryKind::Symlink { .. }) {
-            parent.set_mode(name, entry.mode & 0o7777)?;
+            parent.set_mode(name, entry.mode)?;
         }
-        parent.set_mtime(name, entry.mtime)
+        Ok(parent.set_mtime(name, entry.mtime)?)
     }
 
-    fn owned(&mut self, result: io::Result<()>) -> io::Result<()> {
-        match result {
-            // The id is not mapped, or we are not allowed to give files away.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM)) => {
-                self.report.owners_lost += 1;
-                Ok(())
-            }
-            other => other,
+    /// The same for the tree itself, which has no name in a directory of ours.
+    fn root_attributes(&mut self, entry: &Entry) -> Result<(), Failure> {
+        let (uid, gid) = self.owner(entry)?;
+        let owner = (Uid::from_raw(uid), Gid::from_raw(gid));
+        match rustix::fs::fchown(self.tree, Some(owner.0), Some(owner.1)) {
+            Err(_) if self.owners == Owners::Squash => {}
+            Err(Errno::INVAL) => return Err(foreign(entry).into()),
+            result => result.map_err(io::Error::from)?,
+        }
+        // Attributes of the root are overlayfs's in the merged view: it shows those of the topmost layer.
+        self.skipped.xattrs += entry.xattrs.len() as u64;
+        rustix::fs::fchmod(self.tree, Mode::from_raw_mode(entry.mode)).map_err(io::Error::from)?;
+        Ok(rustix::fs::futimens(self.tree, &timestamps(entry.mtime)).map_err(io::Error::from)?)
+    }
+
+    fn owner(&self, entry: &Entry) -> Result<(u32, u32), ApplyError> {
+        match (self.owners, u32::try_from(entry.uid), u32::try_from(entry.gid)) {
+            (Owners::Squash, ..) => Ok((0, 0)),
+            // The largest number means "leave as it is" to chown.
+            (_, Ok(uid), Ok(gid)) if uid < u32::MAX && gid < u32::MAX => Ok((uid, gid)),
+            _ => Err(foreign(entry)),
         }
     }
 
-    fn attributed(&mut self, result: io::Result<()>) -> io::Result<()> {
-        match result {
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL)) =>
-            {
-                self.report.xattrs_skipped += 1;
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    /// Sets the attributes of all directories, children before parents, whose times would change otherwise.
-    fn finish(mut self) -> Result<UnpackReport, (Vec<u8>, io::Error)> {
+    /// Sets the attributes of directories, the deepest first, since each change in one moves its time.
+    fn finish(mut self) -> Result<Skipped, ApplyError> {
         let mut directories = std::mem::take(&mut self.directories);
-        directories.sort_by(|a, b| a.path.cmp(&b.path));
-        for entry in directories.iter().rev() {
-            self.directory_attributes(entry).map_err(|error| (entry.path.as_bytes().to_vec(), error))?;
+        directories.reverse();
+        for entry in directories {
+            let path = entry.path.clone();
+            let result = match path.is_root() {
+                true => self.root_attributes(&entry),
+                false => match self.holder(&path) {
+                    // A later entry of the same path may have replaced the directory.
+                    Ok((parent, name)) if is_directory(&parent, &name) => {
+                        self.attributes(&entry, &parent, &name)
+                    }
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(Failure::Io(error)),
+                },
+            };
+            result.map_err(|error| match error {
+                Failure::Apply(error) => error,
+                Failure::Io(source) => ApplyError::Entry { path, source },
+            })?;
         }
-        Ok(self.report)
-    }
-
-    fn directory_attributes(&mut self, entry: &Entry) -> io::Result<()> {
-        let directory = self.root.directory(&entry.path)?;
-        let file = reopen(&directory)?;
-        self.file_attributes(entry, &file)
+        Ok(self.skipped)
     }
 }
 
-/// A descriptor that attributes can be set through; directories are otherwise opened for their path alone.
-fn reopen(directory: &Directory) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(File::from(rustix::fs::openat(directory, ".", flags, Mode::empty())?))
+fn is_directory(parent: &Directory, name: &[u8]) -> bool {
+    parent.stat(name).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
-fn kind_of(directory: &Directory, name: &[u8]) -> io::Result<Option<FileType>> {
-    match directory.stat(name) {
-        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+fn foreign(entry: &Entry) -> ApplyError {
+    ApplyError::Owner { path: entry.path.clone(), uid: entry.uid, gid: entry.gid }
+}
+
+/// Writes `size` bytes of `content`; long runs of zeros stay holes.
+fn fill(file: &File, content: &mut impl Read, size: u64) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(size).unwrap_or(COPY_BYTES)).max(1)];
+    let mut position = 0;
+    let mut ends_in_hole = false;
+    while position < size {
+        let mut filled = 0;
+        while filled < buffer.len() && position + (filled as u64) < size {
+            match content.read(&mut buffer[filled..])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => filled += count,
+            }
+        }
+        ends_in_hole = filled == COPY_BYTES && buffer[..filled].iter().all(|byte| *byte == 0);
+        if !ends_in_hole {
+            file.write_all_at(&buffer[..filled], position)?;
+        }
+        position += filled as u64;
     }
-}
-
-fn device_of(kind: &EntryKind) -> Option<(FileType, u32, u32)> {
-    match kind {
-        EntryKind::CharDevice { major, minor } => Some((FileType::CharacterDevice, *major, *minor)),
-        EntryKind::BlockDevice { major, minor } => Some((FileType::BlockDevice, *major, *minor)),
-        _ => None,
-    }
-}
-
-fn kept_xattrs(entry: &Entry) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>)> {
-    let forged = |key: &[u8]| key.starts_with(b"user.overlay.") || key.starts_with(b"trusted.overlay.");
-    entry.xattrs.iter().filter(move |(key, _)| !forged(key))
-}
-
-fn owner(entry: &Entry) -> io::Result<(u32, u32)> {
-    let id = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
-    match (id(entry.uid), id(entry.gid)) {
-        (Some(uid), Some(gid)) => Ok((uid, gid)),
-        _ => Err(invalid("an owner beyond 32 bits")),
-    }
-}
-
-fn is_missing_or_other(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
-}
-
-fn invalid(text: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, text.to_owned())
+    if ends_in_hole { file.set_len(size) } else { Ok(()) }
 }

@@ -1,274 +1,292 @@
-//! Snapshots: the contents of single layers as overlay lower directories.
+//! [`Snapshots`]: layers unpacked as overlay lower directories, made on demand and shared by all containers.
 //!
 //! ```text
-//! snapshots/<alg>-<hex>/fs/     what the layer with this diff id contains, in overlay form (userxattr)
-//! snapshots/<alg>-<hex>/boot    the boot during which it was written
-//! snapshots/<alg>-<hex>.tmp/    being written; its directory is locked (flock) by the writer
+//! snapshots/<hex>            a layer's tree, by the digest of its uncompressed tar; complete, never changed
+//! snapshots/<hex>-squashed   the same for a user without subordinate ids: every file is that user's
+//! snapshots/<hex>.boot       the tree was not synced to disk yet: it is good until the machine starts again
+//! snapshots/.new-<pid>-<n>   a tree being made; locked by its maker, so that a dead maker's can be told and removed
 //! ```
 //!
-//! A snapshot appears by one rename and is never changed afterwards. It is a cache of a layer blob: instead of
-//! syncing gigabytes, it notes the boot it was written in, and one from another boot is made again, because files
-//! that were never synced may have lost their content with the power. The writer's death leaves a `.tmp` that the
-//! next writer, or [`Snapshots::sweep`], takes over.
+//! A snapshot appears by one rename, after its bytes are durable or with a `.boot` mark beside it, so whatever is found
+//! under a digest is whole. All of it can be made again from the layer blobs. The folder is closed to other users:
+//! images contain set-user-ID programs.
 //!
-//! `apply` owns layer → directory, [`changes`] owns upper directory → layer entries.
+//! [`apply`] unpacks layers, [`changes`] reads back what a container changed.
 
-mod apply;
+pub mod apply;
 pub mod changes;
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rimg_formats::digest::DiffId;
-use rimg_formats::layer::{LayerError, LayerPath, Limits, Mtime};
-use rimg_formats::root_dir::RootDir;
-use rustix::fs::{FlockOperation, flock};
+use rimg_formats::layer::{LayerError, LayerReader, Limits, Mtime};
+use rimg_formats::root_dir::{Directory, RootDir};
+use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags};
 
-pub use apply::UnpackReport;
+use apply::{ApplyError, Skipped};
 use changes::Changes;
 
-/// The directory of all snapshots.
-#[derive(Debug, Clone)]
-pub struct Snapshots {
-    directory: PathBuf,
-}
+/// The prefix of trees being made.
+const UNFINISHED_PREFIX: &str = ".new-";
+/// The suffix of marks of trees that are good for this boot only.
+const BOOT_SUFFIX: &str = ".boot";
+/// The suffix of trees whose files all belong to one user.
+const SQUASHED_SUFFIX: &str = "-squashed";
 
-/// A snapshot that is complete.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The overlay lower directory.
-    pub path: PathBuf,
-    /// What could not be kept of the layer, if it was unpacked just now.
-    pub report: UnpackReport,
+/// Whose the unpacked files are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// As the layer says: for root, and for users with subordinate ids.
+    Keep,
+    /// All the caller's: there are no other ids in a single-id user namespace.
+    Squash,
 }
 
 /// Why a snapshot could not be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SnapshotError {
-    /// The layer itself is bad.
-    #[error("unpack layer {layer}: {source}")]
-    Layer {
-        /// Its diff id.
-        layer: String,
-        /// What is wrong with it.
-        source: LayerError,
+    /// The layer cannot be unpacked.
+    #[error("failed to unpack layer {layer}: {source}")]
+    Apply {
+        /// The layer.
+        layer: DiffId,
+        /// Why.
+        source: ApplyError,
     },
-    /// An entry of the layer cannot be made.
-    #[error("unpack layer {layer}: {path}: {source}", path = String::from_utf8_lossy(path))]
-    Entry {
-        /// Its diff id.
-        layer: String,
-        /// The entry's path.
-        path: Vec<u8>,
-        /// The kernel's answer, or what is wrong with the entry.
-        source: io::Error,
-    },
-    /// Reading the layer to its end, which verifies it, or the snapshot directory itself.
-    #[error("{operation} {path}: {source}", path = path.display())]
+    /// The file system refused.
+    #[error("failed to {action} {}: {source}", path.display())]
     Io {
-        /// What was attempted.
-        operation: &'static str,
-        /// Where.
+        /// What was being done, as a verb.
+        action: &'static str,
+        /// To what.
         path: PathBuf,
-        /// The kernel's answer.
+        /// What the kernel said.
         source: io::Error,
     },
 }
 
+/// For `map_err`.
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
+    let path = path.to_owned();
+    move |source| SnapshotError::Io { action, path, source }
+}
+
+/// The snapshots of one store.
+#[derive(Debug)]
+pub struct Snapshots {
+    path: PathBuf,
+    folder: Directory,
+    owners: Owners,
+    boot_id: String,
+}
+
+/// A tree being made: locked as long as this lives, removed when it was not finished.
+#[derive(Debug)]
+struct Unfinished<'s> {
+    snapshots: &'s Snapshots,
+    name: String,
+    tree: RootDir,
+    _lock: File,
+}
+
 impl Snapshots {
-    /// Snapshots in `directory`, which exists.
-    #[must_use]
-    pub fn new(directory: &Path) -> Snapshots {
-        Snapshots { directory: directory.to_owned() }
-    }
-
-    /// The lower directory of a layer, if it is there and complete.
-    #[must_use]
-    pub fn find(&self, layer: &DiffId) -> Option<PathBuf> {
-        let directory = self.directory.join(name_of(layer));
-        let boot = fs::read(directory.join("boot")).ok()?;
-        (boot == boot_id()).then(|| directory.join("fs"))
-    }
-
-    /// The lower directory of a layer, unpacked now if it is not there. `open` gives the layer's blob, compressed or
-    /// not; it is read to its end, so that a verifying reader has its say. Several threads and processes may prepare
-    /// the same layer: one works, the others wait.
+    /// Opens the folder `path`, making it if there is none. As long as the result lives, nobody sweeps trees away that
+    /// a container may stand on.
     ///
     /// # Errors
-    /// When the layer cannot be read or unpacked; nothing of it is visible then.
-    pub fn prepare<R: Read + Send>(
+    /// When it cannot be made or opened.
+    pub fn open(path: &Path, owners: Owners) -> Result<Snapshots, SnapshotError> {
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at("create", path))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| at("open", path)(errno.into()))?;
+        rustix::fs::flock(&folder, FlockOperation::LockShared)
+            .map_err(|errno| at("lock", path)(errno.into()))?;
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Ok(Snapshots { path: path.to_owned(), folder: Directory::from_fd(folder), owners, boot_id })
+    }
+
+    /// The tree of a layer, if it was made before.
+    pub fn get(&self, layer: &DiffId) -> Option<PathBuf> {
+        let name = self.name(layer);
+        self.folder.stat(name.as_bytes()).ok()?;
+        if self.good_for_this_boot(&name) { Some(self.path.join(name)) } else { None }
+    }
+
+    /// The tree of a layer, unpacked from `open` unless it is there already. `open` gives the layer's verified bytes,
+    /// compressed or not. Several processes may prepare one layer at once; one of them wins and all get its tree.
+    ///
+    /// # Errors
+    /// When the layer is hostile or damaged, or the disk is full; nothing is left then.
+    pub fn prepare<R: io::Read + Send>(
         &self,
         layer: &DiffId,
+        limits: Limits,
         open: impl FnOnce() -> io::Result<R>,
-    ) -> Result<Snapshot, SnapshotError> {
-        if let Some(path) = self.find(layer) {
-            return Ok(Snapshot { path, report: UnpackReport::default() });
+    ) -> Result<(PathBuf, Skipped), SnapshotError> {
+        if let Some(path) = self.get(layer) {
+            return Ok((path, Skipped::default()));
         }
-        let Some(draft) = self.draft(layer)? else {
-            return self.prepare(layer, open);
-        };
-        let io_error = |operation| {
-            let path = draft.path.clone();
-            move |source| SnapshotError::Io { operation, path, source }
-        };
-        let root = RootDir::open(&draft.path.join("fs")).map_err(io_error("open"))?;
-        let mut input = open().map_err(io_error("open the layer to unpack into"))?;
-        let named = layer.digest().to_string();
-        let report = apply::unpack(&mut input, &root, Limits::default(), &named)?;
-        io::copy(&mut input, &mut io::sink()).map_err(io_error("read the end of the layer for"))?;
-        Ok(Snapshot { path: self.publish(draft, layer)?, report })
+        let name = self.name(layer);
+        self.forget(&name)?;
+        let unfinished = self.begin()?;
+        let failed = |source| SnapshotError::Apply { layer: *layer, source };
+        let input = open().map_err(|error| failed(ApplyError::Layer(LayerError::Read(error))))?;
+        let mut reader = LayerReader::new(input, limits).map_err(|error| failed(error.into()))?;
+        let skipped = apply::apply(&mut reader, &unfinished.tree, self.owners).map_err(failed)?;
+        rustix::fs::syncfs(&unfinished._lock).map_err(|errno| at("sync", &self.path)(errno.into()))?;
+        unfinished.publish(&name)?;
+        Ok((self.path.join(name), skipped))
     }
 
-    /// Makes the upper directory of a finished step the snapshot of the layer written from it: unchanged copies are
-    /// taken out, and every entry gets the time it has in the layer, so that a later step sees the same whether the
-    /// snapshot was adopted or unpacked. `upper` is moved; it has to lie on the same file system.
+    /// Makes the changed files in `upper`, an overlay's upper directory in a folder on the same file system, the tree
+    /// of the layer that was written from `changes`: by a rename, without copying. Every entry gets the time `mtime`
+    /// first, as it has in the layer, so that the tree is what unpacking the layer would give.
     ///
     /// # Errors
-    /// When it cannot be moved. An existing snapshot is success, and `upper` then stays.
+    /// When the upper directory cannot be changed or moved.
     pub fn adopt(
         &self,
-        layer: &DiffId,
         upper: &Path,
         changes: &Changes,
+        layer: &DiffId,
         mtime: Option<Mtime>,
     ) -> Result<PathBuf, SnapshotError> {
-        if let Some(path) = self.find(layer) {
+        let name = self.name(layer);
+        let path = self.path.join(&name);
+        if self.get(layer).is_some() {
             return Ok(path);
         }
-        let Some(draft) = self.draft(layer)? else {
-            return self.adopt(layer, upper, changes, mtime);
-        };
-        let io_error =
-            |operation| move |source| SnapshotError::Io { operation, path: upper.to_owned(), source };
-        changes.tidy(mtime).map_err(io_error("make a snapshot of"))?;
-        let target = draft.path.join("fs");
-        fs::remove_dir(&target).map_err(io_error("make room for"))?;
-        fs::rename(upper, &target).map_err(io_error("move into the snapshots"))?;
-        self.publish(draft, layer)
+        self.forget(&name)?;
+        if let Some(mtime) = mtime {
+            changes.set_times(mtime).map_err(at("set times below", upper))?;
+        }
+        // The mark comes first: whoever finds the tree without it would trust it after a power cut.
+        let mark = self.path.join(format!("{name}{BOOT_SUFFIX}"));
+        std::fs::write(&mark, &self.boot_id).map_err(at("write", &mark))?;
+        match rustix::fs::renameat_with(
+            rustix::fs::CWD,
+            upper,
+            rustix::fs::CWD,
+            &path,
+            RenameFlags::NOREPLACE,
+        ) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(path),
+            Err(errno) => Err(at("move", upper)(errno.into())),
+        }
     }
 
-    /// Removes a snapshot. Sandboxes that use it keep what they have open; new lookups find nothing.
+    /// Removes trees of layers that `wanted` does not name, and what dead makers left. Returns how many; `None`, and
+    /// nothing is removed, while containers or builds use the snapshots.
     ///
     /// # Errors
-    /// The kernel's.
-    pub fn remove(&self, layer: &DiffId) -> io::Result<()> {
-        self.remove_named(&name_of(layer))
+    /// When something cannot be removed.
+    pub fn sweep(&self, wanted: impl Fn(&str) -> bool, dry_run: bool) -> Result<Option<u64>, SnapshotError> {
+        let alone = rustix::fs::flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let swept = if alone { self.remove_unwanted(wanted, dry_run).map(Some) } else { Ok(None) };
+        rustix::fs::flock(&self.folder, FlockOperation::LockShared)
+            .map_err(|errno| at("lock", &self.path)(errno.into()))?;
+        swept
     }
 
-    /// Removes what dead writers left, and snapshots that another boot wrote. Returns how many directories went.
-    ///
-    /// # Errors
-    /// When the directory itself cannot be read.
-    pub fn sweep(&self) -> io::Result<usize> {
+    fn remove_unwanted(&self, wanted: impl Fn(&str) -> bool, dry_run: bool) -> Result<u64, SnapshotError> {
         let mut removed = 0;
-        for entry in fs::read_dir(&self.directory)?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let stale = if name.ends_with(".tmp") {
-                let lock = File::open(entry.path());
-                lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
-            } else {
-                fs::read(entry.path().join("boot")).is_ok_and(|boot| boot != boot_id())
+        for name in self.folder.names().map_err(at("list", &self.path))? {
+            let Ok(name) = String::from_utf8(name) else { continue };
+            let hex = name.trim_end_matches(BOOT_SUFFIX).trim_end_matches(SQUASHED_SUFFIX);
+            let unneeded = match name.starts_with(UNFINISHED_PREFIX) {
+                true => !self.is_being_made(&name),
+                false => !wanted(hex),
             };
-            if stale && self.remove_named(&name).is_ok() {
-                removed += 1;
+            if unneeded {
+                removed += u64::from(!name.ends_with(BOOT_SUFFIX));
+                if !dry_run {
+                    self.folder.remove(name.as_bytes()).map_err(at("remove", &self.path.join(&name)))?;
+                }
             }
         }
         Ok(removed)
     }
 
-    /// An empty, locked draft; `None` when another writer has just published the snapshot.
-    fn draft(&self, layer: &DiffId) -> Result<Option<Draft>, SnapshotError> {
-        let name = name_of(layer);
-        let path = self.directory.join(format!("{name}.tmp"));
-        let io_error = |operation, path: &Path| {
-            let path = path.to_owned();
-            move |source| SnapshotError::Io { operation, path, source }
-        };
+    /// Removes the trees that makers who died have left.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn sweep_unfinished(&self) -> Result<u64, SnapshotError> {
+        self.remove_unwanted(|_| true, false)
+    }
+
+    fn name(&self, layer: &DiffId) -> String {
+        let suffix = if self.owners == Owners::Squash { SQUASHED_SUFFIX } else { "" };
+        format!("{}{suffix}", layer.digest().hex())
+    }
+
+    /// Whether a tree may be used: it has no mark, or this boot's.
+    fn good_for_this_boot(&self, name: &str) -> bool {
+        match std::fs::read_to_string(self.path.join(format!("{name}{BOOT_SUFFIX}"))) {
+            Ok(boot_id) => !boot_id.is_empty() && boot_id == self.boot_id,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
+    /// Removes a tree that is not good any more. Only trees of an earlier boot are, so nobody uses it.
+    fn forget(&self, name: &str) -> Result<(), SnapshotError> {
+        if self.folder.stat(name.as_bytes()).is_ok() && !self.good_for_this_boot(name) {
+            self.folder.remove(name.as_bytes()).map_err(at("remove", &self.path.join(name)))?;
+            let mark = format!("{name}{BOOT_SUFFIX}");
+            self.folder.remove(mark.as_bytes()).map_err(at("remove", &self.path.join(&mark)))?;
+        }
+        Ok(())
+    }
+
+    fn begin(&self) -> Result<Unfinished<'_>, SnapshotError> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        // Process ids repeat, in other pid namespaces and later: a name that is taken is not ours.
         loop {
-            match fs::create_dir(&path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(io_error("make", &path)(error));
-                }
-                _ => {}
+            let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{UNFINISHED_PREFIX}{}-{count}", std::process::id());
+            let path = self.path.join(&name);
+            match self.folder.create_dir(name.as_bytes(), 0o755) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => made.map_err(at("create", &path))?,
             }
-            let lock = match File::open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other.map_err(io_error("open", &path))?,
-            };
-            flock(&lock, FlockOperation::LockExclusive)
-                .map_err(|error| io_error("lock", &path)(error.into()))?;
-            // While we waited the other writer may have renamed the directory we opened.
-            if self.find(layer).is_some() {
-                return Ok(None);
-            }
-            if !same_file(&lock, &path) {
-                continue;
-            }
-            let root = RootDir::open(&path).map_err(io_error("open", &path))?;
-            for leftover in ["fs", "boot"] {
-                let leftover = LayerPath::parse(leftover)
-                    .map_err(|error| io_error("name", &path)(io::Error::other(error)))?;
-                root.remove_tree(&leftover).map_err(io_error("clear", &path))?;
-            }
-            fs::create_dir(path.join("fs")).map_err(io_error("make", &path))?;
-            set_open_mode(&path.join("fs")).map_err(io_error("open up", &path))?;
-            return Ok(Some(Draft { path, _lock: lock }));
+            let lock = File::open(&path).map_err(at("open", &path))?;
+            rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+                .map_err(|errno| at("lock", &path)(errno.into()))?;
+            let tree = RootDir::open(&path).map_err(at("open", &path))?;
+            return Ok(Unfinished { snapshots: self, name, tree, _lock: lock });
         }
     }
 
-    fn publish(&self, draft: Draft, layer: &DiffId) -> Result<PathBuf, SnapshotError> {
-        let io_error = |operation| {
-            let path = draft.path.clone();
-            move |source| SnapshotError::Io { operation, path, source }
-        };
-        fs::write(draft.path.join("boot"), boot_id()).map_err(io_error("mark"))?;
-        let name = name_of(layer);
-        let target = self.directory.join(&name);
-        if target.exists() {
-            // From another boot, or `find` would have seen it; the lock makes us the only ones to replace it.
-            self.remove_named(&name).map_err(io_error("replace the older form of"))?;
+    fn is_being_made(&self, name: &str) -> bool {
+        let Ok(folder) = File::open(self.path.join(name)) else { return false };
+        rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err()
+    }
+}
+
+impl Unfinished<'_> {
+    /// Gives the tree its name. When somebody else made the same meanwhile, that one stays.
+    fn publish(self, name: &str) -> Result<(), SnapshotError> {
+        let folder = &self.snapshots.folder;
+        match folder.rename(self.name.as_bytes(), folder, name.as_bytes()) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => result.map_err(at("rename", &self.snapshots.path.join(&self.name))),
         }
-        fs::rename(&draft.path, &target).map_err(io_error("publish"))?;
-        Ok(target.join("fs"))
-    }
-
-    fn remove_named(&self, name: &str) -> io::Result<()> {
-        let root = RootDir::open(&self.directory)?;
-        // The completeness mark goes first, so that an interrupted removal is no snapshot.
-        match fs::remove_file(self.directory.join(name).join("boot")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        root.remove_tree(&LayerPath::parse(name).map_err(io::Error::other)?)
     }
 }
 
-/// A snapshot being written, locked as long as this lives.
-struct Draft {
-    path: PathBuf,
-    _lock: File,
-}
-
-fn name_of(layer: &DiffId) -> String {
-    layer.digest().to_string().replace(':', "-")
-}
-
-fn boot_id() -> Vec<u8> {
-    // Without /proc every snapshot counts as one of this boot.
-    fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default()
-}
-
-fn same_file(open: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (open.metadata(), fs::symlink_metadata(path)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // Gone already when it was published. What cannot be removed now, a later sweep will.
+        let _ = self.snapshots.folder.remove(self.name.as_bytes());
     }
 }
 
-/// The root of a root file system is 0755 unless the layer says otherwise, whatever our umask.
-fn set_open_mode(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-}
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

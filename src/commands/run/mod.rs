@@ -1,18 +1,39 @@
 //! `rimg run`: a command in a new container, in the foreground.
 
+mod etc;
 mod flags;
 
+use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
+use rimg_formats::config::ImageConfig;
+use rimg_formats::layer::Limits;
 use rimg_formats::platform::Platform;
+use rimg_formats::reference::Reference;
+use rimg_formats::store::{Image, Store, StoreError};
+use rimg_runner::containers::Containers;
+use rimg_runner::foreground::run_foreground;
+use rimg_runner::limits;
+use rimg_runner::snapshots::Snapshots;
+use rimg_runner::spec::{Mount, MountKind, Network, RootFs, SandboxSpec, WindowSize};
 
-use crate::failure::Failure;
+use super::remote::{self, RemoteArgs};
+use crate::failure::{Context, Failure};
 use crate::session::Session;
+use crate::terminal::note;
+
+/// The `PATH` of images that name none: docker's.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The mode of a `--tmpfs` that names none: docker's.
+const TMPFS_MODE: u32 = 0o1777;
 
 /// Flags of `rimg run`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: the command's own (128 + n for signal n); 125 when the container could not be set up, \
-126 when the command cannot be executed, 127 when it cannot be found.")]
+#[command(
+    after_help = "Exit codes: the command's own (128 + n for signal n); 125 when the container could not be set up, \
+126 when the command cannot be executed, 127 when it cannot be found."
+)]
 pub(crate) struct RunArgs {
     /// Pass standard input on
     #[arg(short, long)]
@@ -105,4 +126,184 @@ pub(crate) enum PullPolicy {
 
 pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     execute(session, args).map_err(Failure::of_container)
+}
+
+fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
+    let root = session.root()?;
+    // Threads end the chance to become root in a namespace, so this comes first; pulling has them.
+    let owners = super::rootless::enter()?;
+    let store = session.store()?;
+    let image = find_or_pull(&store, &args)?;
+    // Promises that nobody collects the image's blobs while they are unpacked.
+    let _lease = store.lease(&image.digest)?;
+    let containers = Containers::new(&store.containers_dir());
+    let place = || format!("failed to use {}", root.display());
+    containers.sweep().context(place())?;
+    let snapshots = Snapshots::open(&store.snapshots_dir(), owners)?;
+    let lowers = unpack(&store, &snapshots, &image)?;
+    let container = containers.create().context(place())?;
+    let rootfs = RootFs { lowers, upper: container.upper() };
+    let spec = spec(&args, &image.config, rootfs, container.id())?;
+    let status = run_foreground(spec, args.interactive, |_| {})?;
+    drop(container);
+    if let Some(error) = status.exec_error {
+        note(&format!("error: failed to {error}"));
+    }
+    Ok(u8::try_from(status.code).unwrap_or(u8::MAX))
+}
+
+fn find_or_pull(store: &Store, args: &RunArgs) -> Result<Image, Failure> {
+    if args.pull != PullPolicy::Always {
+        match store.resolve_text(&args.image) {
+            Ok(found) => return Ok(store.image(&found.digest, args.platform.as_ref())?),
+            Err(error @ StoreError::ImageUnknown(_)) if args.pull == PullPolicy::Never => {
+                return Err(Failure::from(error).hint(format!("rimg pull {}", args.image)));
+            }
+            Err(StoreError::ImageUnknown(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let reference: Reference = args.image.parse()?;
+    note(&format!("{reference} is not here, pulling it"));
+    let remote = RemoteArgs { plain_http: args.plain_http, parallel: 4, ..RemoteArgs::default() };
+    let platforms = remote::one_platform(args.platform.clone());
+    let pulled = remote::pull(store, &reference, platforms, &remote, &remote.display())?;
+    Ok(store.image(&pulled.digest, args.platform.as_ref())?)
+}
+
+/// The snapshots of the image's layers, the lowest first. What is not unpacked yet is, from verified blobs.
+fn unpack(store: &Store, snapshots: &Snapshots, image: &Image) -> Result<Vec<PathBuf>, Failure> {
+    let mut lowers = Vec::with_capacity(image.layers.len());
+    for (layer, diff_id) in &image.layers {
+        if let Some(path) = snapshots.get(diff_id) {
+            lowers.push(path);
+            continue;
+        }
+        let missing = || {
+            Failure::new(format!("layer {} is not in the store", layer.digest)).hint("pull the image again")
+        };
+        let blob = store.verified_blob(&layer.digest)?.ok_or_else(missing)?;
+        // The index is only made of a blob whose uncompressed tar has this very digest.
+        store.layer_index_of(&layer.digest, Some(diff_id))?;
+        let (path, _) = snapshots.prepare(diff_id, Limits::default(), || Ok(blob.into_file()))?;
+        lowers.push(path);
+    }
+    Ok(lowers)
+}
+
+/// What the image says, as far as the caller does not say otherwise.
+fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Result<SandboxSpec, Failure> {
+    let exec = &config.config;
+    let command = command(args, config)?;
+    let mut spec = SandboxSpec::new(rootfs, command.into_iter().map(OsString::from).collect());
+    let hostname =
+        args.hostname.clone().unwrap_or_else(|| args.name.clone().unwrap_or_else(|| short_name(id)));
+    spec.env = environment(args, &exec.env, &hostname)?;
+    spec.cwd = PathBuf::from(args.workdir.as_deref().unwrap_or(&exec.working_dir));
+    if spec.cwd.as_os_str().is_empty() {
+        spec.cwd = PathBuf::from("/");
+    }
+    spec.user = args.user.clone().unwrap_or_else(|| exec.user.clone());
+    spec.files = etc::files(&hostname, args.network);
+    spec.hostname = hostname;
+    spec.network = match args.network {
+        NetworkChoice::None => Network::None,
+        NetworkChoice::Host => Network::Host,
+    };
+    spec.read_only = args.read_only;
+    spec.limits = limits::Limits {
+        memory_bytes: args.memory,
+        cpu_millis: args.cpus.map(|millionths| millionths / 1000),
+        pids: args.pids_limit.map(u64::from),
+    };
+    spec.mounts = mounts(args)?;
+    if args.tty {
+        spec.tty = Some(terminal_size(args.interactive)?);
+    }
+    Ok(spec)
+}
+
+/// Entrypoint and command: the caller's words replace the image's command, its entrypoint replaces both.
+fn command(args: &RunArgs, config: &ImageConfig) -> Result<Vec<String>, Failure> {
+    let exec = &config.config;
+    let mut words = match &args.entrypoint {
+        Some(entrypoint) => Vec::from_iter(Some(entrypoint.clone()).filter(|word| !word.is_empty())),
+        None => exec.entrypoint.clone().unwrap_or_default(),
+    };
+    match args.command.is_empty() {
+        false => words.extend(args.command.iter().cloned()),
+        true if args.entrypoint.is_none() => words.extend(exec.cmd.iter().flatten().cloned()),
+        true => {}
+    }
+    match words.is_empty() {
+        true => {
+            Err(Failure::new(format!("{} names no command", args.image))
+                .hint("give one after the image's name"))
+        }
+        false => Ok(words),
+    }
+}
+
+/// The image's variables, then those of files, then those of flags; the last of a name wins.
+fn environment(
+    args: &RunArgs,
+    image: &[String],
+    hostname: &str,
+) -> Result<Vec<(OsString, OsString)>, Failure> {
+    let mut given = vec![format!("PATH={DEFAULT_PATH}"), format!("HOSTNAME={hostname}")];
+    if args.tty {
+        given.push("TERM=xterm".to_owned());
+    }
+    given.extend(image.iter().cloned());
+    for file in &args.env_file {
+        given.extend(flags::environment_file(file)?);
+    }
+    for variable in &args.env {
+        given.extend(flags::environment(variable)?);
+    }
+    let mut variables: Vec<(OsString, OsString)> = Vec::new();
+    for variable in &given {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        match variables.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => *known = value.into(),
+            None => variables.push((name.into(), value.into())),
+        }
+    }
+    Ok(variables)
+}
+
+fn mounts(args: &RunArgs) -> Result<Vec<Mount>, Failure> {
+    let mut mounts = Vec::new();
+    for volume in &args.volume {
+        let shown = volume.source.display();
+        let source = volume.source.canonicalize().context(format!("failed to use the volume {shown}"))?;
+        let target = PathBuf::from(&volume.target);
+        mounts.push(Mount { kind: MountKind::Bind { source }, target, read_only: volume.read_only });
+    }
+    for tmpfs in &args.tmpfs {
+        let kind = MountKind::Tmpfs { size_bytes: tmpfs.size_bytes, mode: tmpfs.mode.unwrap_or(TMPFS_MODE) };
+        mounts.push(Mount { kind, target: PathBuf::from(&tmpfs.target), read_only: tmpfs.read_only });
+    }
+    Ok(mounts)
+}
+
+fn terminal_size(interactive: bool) -> Result<WindowSize, Failure> {
+    let stdin = std::io::stdin();
+    if interactive && !stdin.is_terminal() {
+        return Err(
+            Failure::new("standard input is not a terminal").hint("leave out --tty, or --interactive")
+        );
+    }
+    let size =
+        rustix::termios::tcgetwinsize(std::io::stdout()).or_else(|_| rustix::termios::tcgetwinsize(&stdin));
+    Ok(size.map_or(WindowSize { rows: 24, columns: 80 }, |size| WindowSize {
+        rows: size.ws_row,
+        columns: size.ws_col,
+    }))
+}
+
+/// A host name out of a container's id: twelve of its letters and digits, as docker does.
+fn short_name(id: &str) -> String {
+    let name: String = id.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+    if name.is_empty() { "rimg".to_owned() } else { name }
 }

@@ -1,0 +1,265 @@
+//! RUN steps, in real sandboxes on a root of one static busybox.
+
+#![allow(clippy::unwrap_used, unused_qualifications)]
+
+mod kit;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use kit::{Outcome, Workspace};
+use rimg_builder::events::Event;
+use rimg_formats::store::Store;
+
+fn main() {
+    rimg_runner::child_main_if_requested();
+    let tests: &[(&str, fn())] = &[
+        ("changes_become_a_layer", changes_become_a_layer),
+        ("the_cache_spares_runs", the_cache_spares_runs),
+        ("cached_and_uncached_steps_see_the_same_files", cached_and_uncached_steps_see_the_same_files),
+        ("forms_of_commands", forms_of_commands),
+        ("failures_are_told_at_their_line", failures_are_told_at_their_line),
+        ("mounts", mounts),
+        ("stages_run_side_by_side", stages_run_side_by_side),
+    ];
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    assert!(Path::new("/bin/busybox").exists(), "/bin/busybox is missing: apt-get install busybox-static");
+    let mut failed = Vec::new();
+    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
+        let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
+        eprintln!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        if !passed {
+            failed.push(*name);
+        }
+    }
+    eprintln!("{} failed {failed:?}", failed.len());
+    std::process::exit(i32::from(!failed.is_empty()));
+}
+
+const BASE: &str = "FROM ./rootfs\nENV PATH=/bin\n";
+
+/// A workspace whose `rootfs` is busybox.
+fn workspace() -> Workspace {
+    let workspace = Workspace::new();
+    workspace.file("rootfs/etc/passwd", "root:x:0:0::/root:/bin/sh\nweb:x:33:44::/home/web:/bin/sh\n");
+    workspace.file("rootfs/etc/group", "root:x:0:\nweb:x:44:\n").file("rootfs/bin/.keep", "");
+    workspace.file("rootfs/dir/a", "a").file("rootfs/dir/b", "b").file("rootfs/tmp/.keep", "");
+    let bin = workspace.context().join("rootfs/bin");
+    fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+    for applet in [
+        "sh", "cat", "echo", "ls", "rm", "mv", "touch", "mkdir", "ln", "id", "env", "test", "true", "sleep",
+        "chmod", "stat", "pwd", "printf", "hostname", "head",
+    ] {
+        symlink("busybox", bin.join(applet)).unwrap();
+    }
+    workspace
+}
+
+/// The entries of the last layer.
+fn last_layer(outcome: &Outcome) -> Vec<String> {
+    let (layer, _) = outcome.result.layers.last().unwrap();
+    let index = outcome.store.layer_index(&layer.digest).unwrap();
+    index
+        .entries
+        .iter()
+        .map(|entry| {
+            let kind = format!("{:?}", entry.entry.kind);
+            let kind = kind.split([' ', '{']).next().unwrap_or_default();
+            format!("{kind} {}", entry.path())
+        })
+        .collect()
+}
+
+fn output(outcome: &Outcome) -> Vec<String> {
+    let line = |event: &Event| match event {
+        Event::StepOutput { line, .. } => Some(line.clone()),
+        _ => None,
+    };
+    outcome.events.iter().filter_map(line).collect()
+}
+
+fn changes_become_a_layer() {
+    let workspace = workspace();
+    let built = workspace.build(&format!(
+        "{BASE}RUN echo new > /dir/new && rm /dir/a && touch /dir/b && mkdir -p /deep/er && ln -s x /deep/link && ln /dir/new /deep/hard && : >> /etc/passwd\n"
+    ));
+    assert_eq!(
+        last_layer(&built),
+        [
+            "Directory deep",
+            "Directory deep/er",
+            "Regular deep/hard",
+            "Symlink deep/link",
+            "Directory dir",
+            "Whiteout dir/a",
+            "Hardlink dir/new",
+        ]
+    );
+    let listing = built.listing();
+    assert!(listing.contains(&"f644 0:0 dir/b = b".to_owned()), "{listing:?}");
+    assert!(
+        !listing
+            .iter()
+            .any(|line| line.contains("dir/a") || line.contains("resolv") || line.contains("hosts")),
+        "{listing:?}"
+    );
+    let history = built.config().history;
+    assert!(history.last().unwrap().created_by.as_ref().unwrap().starts_with("RUN /bin/sh -c echo new"));
+    let nothing = workspace.build(&format!("{BASE}RUN true\nRUN cat /dir/a\n"));
+    assert_eq!(nothing.result.layers.len(), 1);
+    assert_eq!(nothing.config().history.iter().filter(|line| line.empty_layer).count(), 3);
+    assert_eq!(output(&nothing), ["a"]);
+    let left: Vec<_> = fs::read_dir(workspace.store.snapshots_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with(".new")), "{left:?}");
+}
+
+fn the_cache_spares_runs() {
+    let workspace = workspace();
+    let text =
+        |value: &str| format!("{BASE}ARG V={value}\nLABEL l={value}\nRUN echo $V > /v\nRUN cat /v > /w\n");
+    let first = workspace.build(&text("1"));
+    let second = workspace.build(&text("1"));
+    assert_eq!(second.digest(), first.digest());
+    assert_eq!(
+        second.steps(),
+        ["0.0 cached", "0.1 done", "0.2 done", "0.3 done", "0.4 cached", "0.5 cached"]
+    );
+    let third = workspace.build(&text("2"));
+    assert_eq!(third.steps()[4], "0.4 missed: environment V changed");
+    assert_eq!(third.steps()[6], "0.5 missed: the layers below changed");
+    // Without an ARG in scope, and with the same result below, a step is found again.
+    let cut = workspace.build(&format!("{BASE}RUN echo same > /v\nRUN cat /v > /w\n"));
+    let other = workspace.build(&format!("{BASE}RUN echo same    > /v\nRUN cat /v > /w\n"));
+    assert_eq!(other.steps().last().unwrap(), "0.3 cached");
+    assert_eq!(other.result.layers, cut.result.layers);
+    let clean = Store::open(&workspace.root().join("clean")).unwrap();
+    assert_eq!(kit::build_in(&clean, workspace.options(&text("1"))).unwrap().digest(), first.digest());
+}
+
+fn cached_and_uncached_steps_see_the_same_files() {
+    let workspace = workspace();
+    let text = format!("{BASE}RUN echo x > /dir/x && mkdir /made\nCOPY rootfs/dir/a /copied\n");
+    let look = "RUN stat -c '%n %Y %a %u' /dir /dir/x /made /copied /etc/passwd\n";
+    let at_once = output(&workspace.build(&format!("{text}{look}")));
+    assert_eq!(at_once.len(), 5);
+    assert!(at_once.iter().all(|line| line.contains(" 315619200 ")), "{at_once:?}");
+    workspace.build(&text);
+    fs::remove_dir_all(workspace.store.snapshots_dir()).unwrap();
+    let from_cache = output(&workspace.build(&format!("{text}ENV A=b\n{look}")));
+    assert_eq!(from_cache, at_once);
+}
+
+fn forms_of_commands() {
+    let workspace = workspace();
+    let table: &[(&str, &[&str])] = &[
+        ("RUN [\"echo\", \"$PATH\"]", &["$PATH"]),
+        ("RUN <<EOF\necho one\necho two\nEOF", &["one", "two"]),
+        ("RUN <<EOF\n#!/bin/cat\nline\nEOF", &["#!/bin/cat", "line"]),
+        ("RUN cat <<EOF && echo end\nbody $PATH\nEOF", &["body /bin", "end"]),
+        ("SHELL [\"/bin/echo\", \"said:\"]\nRUN what", &["said: what"]),
+        ("USER web\nWORKDIR /w\nRUN id -u && pwd && touch mine", &["33", "/w"]),
+        ("ARG A=1\nENV B=2\nRUN echo $A$B", &["12"]),
+        ("RUN hostname", &["buildkitsandbox"]),
+        ("RUN --network=none test ! -e /sys/class/net/eth0 && echo alone", &["alone"]),
+        ("RUN printf 'no end'; echo err >&2", &["err", "no end"]),
+        ("RUN head -c 3 /etc/hosts && echo", &["127"]),
+    ];
+    for (lines, expected) in table {
+        let mut lines_told = output(&workspace.build(&format!("{BASE}{lines}\n")));
+        if lines.contains(">&2") {
+            lines_told.sort();
+        }
+        assert_eq!(lines_told, *expected, "{lines}");
+    }
+}
+
+fn failures_are_told_at_their_line() {
+    let workspace = workspace();
+    let text = workspace.fails(&format!("{BASE}RUN true\nRUN echo said && exit 3\n"));
+    assert!(
+        text.starts_with(
+            "error: `/bin/sh -c echo said && exit 3` failed with exit code 3\n --> Buildfile:4:1\n"
+        ),
+        "{text}"
+    );
+    let text = workspace.fails(&format!("{BASE}RUN [\"/nothing\"]\n"));
+    assert!(text.contains("failed to run `/nothing`: execute /nothing: No such file"), "{text}");
+    assert!(text.contains("the image has no such program"), "{text}");
+    let text = workspace.fails("FROM scratch\nRUN true\n");
+    assert!(text.contains("failed to run `/bin/sh`"), "{text}");
+    let text = workspace.fails(&format!("{BASE}RUN --security=insecure true\n"));
+    assert!(text.contains("`--security=insecure` is not supported yet"), "{text}");
+    let text = workspace.fails(&format!("{BASE}RUN --mount=type=ssh true\n"));
+    assert!(text.contains("`--mount=type=ssh` is not supported yet"), "{text}");
+    let text = workspace.fails(&format!("{BASE}USER ghost\nRUN true\n"));
+    assert!(text.contains("ghost"), "{text}");
+    // Nothing of a failed step stays.
+    let left = fs::read_dir(workspace.store.snapshots_dir())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".new"));
+    assert_eq!(left.count(), 0);
+}
+
+fn mounts() {
+    let workspace = workspace();
+    workspace.file("data/x", "mounted\n").file("data/hidden", "h");
+    let build = |line: &str| {
+        workspace.build(&format!("FROM scratch AS other\nCOPY --chown=33 data /d\n{BASE}{line}\n"))
+    };
+    let bound = build("RUN --mount=target=/m,source=data cat /m/x && ! touch /m/y 2>/dev/null");
+    assert_eq!(output(&bound), ["mounted"]);
+    assert_eq!(bound.result.layers.len(), 1, "the mount point is in the layer");
+    workspace.file("data/x", "mounted again\n");
+    let again = build("RUN --mount=target=/m,source=data cat /m/x && ! touch /m/y 2>/dev/null");
+    assert!(
+        again.steps().iter().any(|step| step.ends_with("missed: the content of mount /m changed")),
+        "{:?}",
+        again.steps()
+    );
+    let written = build("RUN --mount=target=/m,source=data,rw echo more > /m/x");
+    assert_eq!(written.result.layers.len(), 1);
+    assert_eq!(fs::read_to_string(workspace.context().join("data/x")).unwrap(), "mounted again\n");
+    let stage = build("RUN --mount=from=other,source=/d,target=/m cat /m/x && stat -c %u /m/x");
+    assert_eq!(output(&stage), ["mounted again", "33"]);
+    let cache = "RUN --mount=type=cache,target=/c echo x >> /c/n; cat /c/n";
+    assert_eq!(output(&build(cache)), ["x"]);
+    assert_eq!(output(&build(&format!("ENV A=1\n{cache}"))), ["x", "x"]);
+    assert_eq!(build(cache).result.layers.len(), 1);
+    assert_eq!(output(&build("RUN --mount=type=tmpfs,target=/t touch /t/x && ls /t")), ["x"]);
+    let mut options = workspace.options(&format!(
+        "{BASE}RUN --mount=type=secret,id=s --mount=type=secret,id=t,env=T --mount=type=secret,id=no cat /run/secrets/s && echo $T && stat -c %a /run/secrets/s\n"
+    ));
+    options.secrets.insert("s".to_owned(), b"hush\n".to_vec());
+    options.secrets.insert("t".to_owned(), b"quiet".to_vec());
+    let secret = workspace.build_with(options).unwrap();
+    assert_eq!(output(&secret), ["hush", "quiet", "400"]);
+    assert_eq!(secret.result.layers.len(), 1);
+    assert!(
+        workspace
+            .fails(&format!("{BASE}RUN --mount=type=secret,id=s,required true\n"))
+            .contains("the secret `s` is required")
+    );
+    workspace.file(".dockerignore", "data/hidden\n");
+    assert_eq!(output(&build("RUN --mount=target=/m,source=data ls /m")), ["x"]);
+}
+
+/// Each of two stages waits for what the other does in a shared cache.
+fn stages_run_side_by_side() {
+    let workspace = workspace();
+    let wait = |mine: &str, other: &str| {
+        format!(
+            "RUN --mount=type=cache,target=/c touch /c/{mine}; n=0; until test -e /c/{other}; do sleep 0.05; n=$((n+1)); test $n -lt 400 || exit 1; done; echo {mine} > /{mine}\n"
+        )
+    };
+    let text = format!(
+        "FROM ./rootfs AS base\nENV PATH=/bin\nFROM base AS a\n{}FROM base AS b\n{}FROM scratch\nCOPY --from=a /a /\nCOPY --from=b /b /\n",
+        wait("a", "b"),
+        wait("b", "a"),
+    );
+    assert_eq!(workspace.build(&text).listing(), ["f644 0:0 a = a", "f644 0:0 b = b"]);
+}
