@@ -9,7 +9,9 @@ use crate::commands;
 /// Build, ship and run OCI images: one binary, no daemon, no root.
 #[derive(Debug, Parser)]
 #[command(name = "rimg", version, propagate_version = false, max_term_width = 100)]
-#[command(after_help = "Run `rimg COMMAND --help` for the flags of a command, and `rimg doctor` to see what this machine allows.")]
+#[command(
+    after_help = "Run `rimg COMMAND --help` for the flags of a command, and `rimg doctor` to see what this machine allows."
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) globals: Globals,
@@ -24,7 +26,14 @@ pub(crate) struct Globals {
     #[arg(long, global = true, env = "RIMG_ROOT", value_name = "DIR", help_heading = "Global options")]
     pub(crate) root: Option<PathBuf>,
     /// How lists and details are printed
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        help_heading = "Global options"
+    )]
     pub(crate) format: Format,
 }
 

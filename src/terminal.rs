@@ -68,7 +68,8 @@ mod tests {
 
     #[test]
     fn tables_line_up() {
-        let rows = vec![vec!["a".to_owned(), "long cell".to_owned()], vec!["wide one".to_owned(), String::new()]];
+        let rows =
+            vec![vec!["a".to_owned(), "long cell".to_owned()], vec!["wide one".to_owned(), String::new()]];
         assert_eq!(table(&["X", "Y"], &rows), "X          Y\na          long cell\nwide one\n");
     }
 

@@ -16,7 +16,13 @@ pub(crate) fn size(bytes: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    let digits = if value < 9.995 { 2 } else if value < 99.95 { 1 } else { 0 };
+    let digits = if value < 9.995 {
+        2
+    } else if value < 99.95 {
+        1
+    } else {
+        0
+    };
     format!("{value:.digits$}{}", UNITS[unit])
 }
 
@@ -52,7 +58,8 @@ pub(crate) fn duration(duration: Duration) -> String {
 
 /// Reads a size as docker's flags take it: a number with an optional `b`, `k`, `m`, `g` or `t`, powers of 1024.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let refuse = || format!("`{text}` is not a size: expected a number with an optional unit, such as 512m or 2g");
+    let refuse =
+        || format!("`{text}` is not a size: expected a number with an optional unit, such as 512m or 2g");
     let lower = text.trim().to_ascii_lowercase();
     let lower = lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')).unwrap_or(&lower);
     let (number, shift) = match lower.as_bytes().last() {
@@ -92,7 +99,9 @@ mod tests {
 
     #[test]
     fn sizes_are_parsed_as_dockers_flags() {
-        for (text, bytes) in [("1", 1), ("512m", 512 << 20), ("1.5g", 3 << 29), ("2GB", 2 << 30), ("4KiB", 4096), ("10b", 10)] {
+        for (text, bytes) in
+            [("1", 1), ("512m", 512 << 20), ("1.5g", 3 << 29), ("2GB", 2 << 30), ("4KiB", 4096), ("10b", 10)]
+        {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for bad in ["", "m", "-1m", "1x", "1e3", "inf", "9999999999t"] {
@@ -103,7 +112,13 @@ mod tests {
     #[test]
     fn ages_use_the_largest_unit() {
         let at = |seconds| Epoch::from_seconds(seconds).unwrap();
-        for (seconds, shown) in [(0, "just now"), (1, "1 second ago"), (119, "1 minute ago"), (7200, "2 hours ago"), (86_400 * 800, "2 years ago")] {
+        for (seconds, shown) in [
+            (0, "just now"),
+            (1, "1 second ago"),
+            (119, "1 minute ago"),
+            (7200, "2 hours ago"),
+            (86_400 * 800, "2 years ago"),
+        ] {
             assert_eq!(age(at(0), at(seconds)), shown);
         }
         assert_eq!(age(at(100), at(0)), "just now");

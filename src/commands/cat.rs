@@ -23,7 +23,8 @@ pub(crate) struct CatArgs {
 pub(crate) fn run(session: &Session, args: CatArgs) -> Result<(), Failure> {
     let image = OpenImage::open(session, &args.image, args.platform.as_ref())?;
     let resolved = image.tree.resolve(&args.path)?;
-    let node = resolved.node.ok_or_else(|| Failure::new(format!("`{}` is not in {}", args.path, args.image)))?;
+    let node =
+        resolved.node.ok_or_else(|| Failure::new(format!("`{}` is not in {}", args.path, args.image)))?;
     if node.is_directory() {
         let hint = format!("rimg ls {} {}", args.image, args.path);
         return Err(Failure::new(format!("`{}` is a directory", args.path)).hint(hint));

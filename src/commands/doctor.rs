@@ -43,12 +43,11 @@ struct Finding {
 
 pub(crate) fn run(session: &Session, _: DoctorArgs) -> Result<u8, Failure> {
     let facts = facts();
-    let mut findings = vec![kernel(&facts), namespaces(&facts), ids(&facts), overlay(&facts), seccomp(&facts)];
+    let mut findings =
+        vec![kernel(&facts), namespaces(&facts), ids(&facts), overlay(&facts), seccomp(&facts)];
     findings.extend([cgroups(&facts), store(session)]);
     if session.json() {
-        let value = |finding: &Finding| {
-            json!({"subject": finding.subject, "verdict": finding.verdict.word(), "found": finding.found, "advice": finding.advice})
-        };
+        let value = |finding: &Finding| json!({"subject": finding.subject, "verdict": finding.verdict.word(), "found": finding.found, "advice": finding.advice});
         print_json(&findings.iter().map(value).collect::<Vec<_>>())?;
     } else {
         for finding in &findings {
@@ -61,14 +60,24 @@ pub(crate) fn run(session: &Session, _: DoctorArgs) -> Result<u8, Failure> {
     Ok(u8::from(findings.iter().any(|finding| finding.verdict == Verdict::Bad)))
 }
 
-fn finding(subject: &'static str, verdict: Verdict, found: impl Into<String>, advice: &'static str) -> Finding {
+fn finding(
+    subject: &'static str,
+    verdict: Verdict,
+    found: impl Into<String>,
+    advice: &'static str,
+) -> Finding {
     Finding { subject, verdict, found: found.into(), advice }
 }
 
 fn kernel(facts: &Facts) -> Finding {
     // The mount API by descriptors is Linux 5.2, openat2 5.6, overlay in user namespaces 5.11, layers by name 6.5.
     let verdict = if facts.kernel_version >= (5, 11) { Verdict::Good } else { Verdict::Bad };
-    finding("kernel", verdict, &facts.kernel, "containers need Linux 5.11 or newer; builds without RUN, and serving, do not")
+    finding(
+        "kernel",
+        verdict,
+        &facts.kernel,
+        "containers need Linux 5.11 or newer; builds without RUN, and serving, do not",
+    )
 }
 
 fn namespaces(facts: &Facts) -> Finding {
@@ -104,9 +113,12 @@ fn ids(facts: &Facts) -> Finding {
             format!("none in /etc/subuid and /etc/subgid: {advice}"),
             "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
         ),
-        Err(SingleReason::NoHelpers) => {
-            finding(subject, Verdict::Limited, format!("newuidmap is missing: {advice}"), "as root: apt-get install uidmap")
-        }
+        Err(SingleReason::NoHelpers) => finding(
+            subject,
+            Verdict::Limited,
+            format!("newuidmap is missing: {advice}"),
+            "as root: apt-get install uidmap",
+        ),
         Err(SingleReason::HelpersFailed) => finding(
             subject,
             Verdict::Limited,
@@ -143,7 +155,10 @@ fn cgroups(facts: &Facts) -> Finding {
         false => finding(
             "cgroup limits",
             Verdict::Limited,
-            format!("{mode}: {}", if controllers.is_empty() { "none can be set by you" } else { &controllers }),
+            format!(
+                "{mode}: {}",
+                if controllers.is_empty() { "none can be set by you" } else { &controllers }
+            ),
             "--memory, --cpus and --pids-limit need delegation: systemd-run --user --scope -p Delegate=yes rimg run …",
         ),
     }

@@ -11,8 +11,10 @@ use crate::units;
 
 /// Flags of `rimg fsck`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 when everything is whole, 1 when something is damaged or missing. Damaged blobs are \
-never served or run; the next pull, push or build of their digest heals them.")]
+#[command(
+    after_help = "Exit codes: 0 when everything is whole, 1 when something is damaged or missing. Damaged blobs are \
+never served or run; the next pull, push or build of their digest heals them."
+)]
 pub(crate) struct FsckArgs {
     /// Set damaged blobs aside and bring the metadata in line with what is there
     #[arg(long)]

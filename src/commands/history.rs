@@ -45,7 +45,8 @@ pub(crate) fn run(session: &Session, args: HistoryArgs) -> Result<(), Failure> {
         return print_json(&values.collect::<Vec<_>>());
     }
     let now = Epoch::now();
-    let rows: Vec<Vec<String>> = steps.iter().map(|(line, layer)| row(*line, *layer, now, args.no_trunc)).collect();
+    let rows: Vec<Vec<String>> =
+        steps.iter().map(|(line, layer)| row(*line, *layer, now, args.no_trunc)).collect();
     print(&table(&["LAYER", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows))
 }
 

@@ -31,8 +31,11 @@ pub(crate) struct ImportArgs {
 pub(crate) fn run(session: &Session, args: ImportArgs) -> Result<(), Failure> {
     let shown = args.source.display().to_string();
     let source = args.source.canonicalize().context(format!("failed to open {shown}"))?;
-    let path = source.to_str().filter(|path| !path.contains(|c: char| c.is_whitespace() || "$\"'\\`#".contains(c)));
-    let path = path.ok_or_else(|| Failure::new(format!("`{shown}` has characters that a FROM cannot name: rename it")))?;
+    let path =
+        source.to_str().filter(|path| !path.contains(|c: char| c.is_whitespace() || "$\"'\\`#".contains(c)));
+    let path = path.ok_or_else(|| {
+        Failure::new(format!("`{shown}` has characters that a FROM cannot name: rename it"))
+    })?;
     let buildfile = SourceFile::from_bytes("import".to_owned(), format!("FROM {path}\n").into_bytes())?;
     let store = session.store()?;
     let mut options = BuildOptions::new(buildfile);
@@ -40,6 +43,7 @@ pub(crate) fn run(session: &Session, args: ImportArgs) -> Result<(), Failure> {
     options.platform = args.platform.unwrap_or_else(Platform::host);
     options.epoch = Epoch::from_environment()?;
     let images = StoredImages(store.clone());
-    let result = Builder::new(store, &images, options).build(&|_| {}).context(format!("failed to import {shown}"))?;
+    let result =
+        Builder::new(store, &images, options).build(&|_| {}).context(format!("failed to import {shown}"))?;
     print_line(&result.manifest.digest.to_string())
 }

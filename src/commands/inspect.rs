@@ -40,7 +40,8 @@ pub(crate) fn run(session: &Session, args: InspectArgs) -> Result<(), Failure> {
         value["manifest"] = raw(image.manifest.raw())?;
         value["configDigest"] = json!(image.manifest.config().digest);
         value["config"] = serde_json::to_value(&image.config)?;
-        value["size"] = json!(image.manifest.layers().iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size)));
+        value["size"] =
+            json!(image.manifest.layers().iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size)));
         all.push(value);
     }
     print_json(&all)

@@ -16,7 +16,9 @@ use crate::terminal::{print_json, print_line};
 
 /// Flags of `rimg load`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Reads what `rimg save`, `docker save`, `podman save`, buildah and skopeo write, compressed or not.")]
+#[command(
+    after_help = "Reads what `rimg save`, `docker save`, `podman save`, buildah and skopeo write, compressed or not."
+)]
 pub(crate) struct LoadArgs {
     /// The archive; `-` is standard input
     #[arg(short, long, default_value = "-", value_name = "FILE")]
@@ -42,7 +44,8 @@ pub(crate) fn run(session: &Session, args: LoadArgs) -> Result<(), Failure> {
         None => loaded.name.to_string(),
     };
     if session.json() {
-        let value = |loaded: &Loaded| json!({"name": loaded.name, "tag": loaded.tag, "digest": loaded.digest});
+        let value =
+            |loaded: &Loaded| json!({"name": loaded.name, "tag": loaded.tag, "digest": loaded.digest});
         return print_json(&loaded.iter().map(value).collect::<Vec<_>>());
     }
     loaded.iter().try_for_each(|loaded| match args.quiet {

@@ -59,7 +59,8 @@ pub(crate) fn login(_: &Session, args: LoginArgs) -> Result<(), Failure> {
     };
     let files = AuthFiles::from_environment();
     let credential = Credential::password(username, password);
-    let login = Client::login(remote.client_options(), &args.registry, credential, &files).map_err(explain)?;
+    let login =
+        Client::login(remote.client_options(), &args.registry, credential, &files).map_err(explain)?;
     note(&format!("credentials for {} are kept in {}", args.registry, login.saved_in));
     print_line("Login Succeeded")
 }
@@ -96,7 +97,9 @@ fn password_from_stdin() -> Result<String, Failure> {
 
 fn ask(question: &str) -> Result<String, Failure> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::new("there is no terminal to ask on").hint("use --username NAME --password-stdin"));
+        return Err(
+            Failure::new("there is no terminal to ask on").hint("use --username NAME --password-stdin")
+        );
     }
     let mut stderr = io::stderr().lock();
     stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush())?;

@@ -32,7 +32,8 @@ pub(crate) fn run(session: &Session, args: PruneArgs) -> Result<(), Failure> {
     if args.all && !args.force && !args.dry_run {
         confirm("This removes every image and the whole build cache that nothing holds. Continue? [y/N] ")?;
     }
-    let mut options = PruneOptions { untagged: true, all: args.all, dry_run: args.dry_run, ..PruneOptions::default() };
+    let mut options =
+        PruneOptions { untagged: true, all: args.all, dry_run: args.dry_run, ..PruneOptions::default() };
     options.cache.unused_seconds_max = Some(CACHE_UNUSED_SECONDS_MAX);
     if args.all {
         options.cache = CachePolicy::CLEAR;
@@ -43,9 +44,15 @@ pub(crate) fn run(session: &Session, args: PruneArgs) -> Result<(), Failure> {
     report_freed(session, &report, snapshots, args.dry_run)
 }
 
-fn report_freed(session: &Session, report: &PruneReport, snapshots: u64, dry_run: bool) -> Result<(), Failure> {
+fn report_freed(
+    session: &Session,
+    report: &PruneReport,
+    snapshots: u64,
+    dry_run: bool,
+) -> Result<(), Failure> {
     let tags: Vec<String> = report.tags.iter().map(|(name, tag)| format!("{name}:{tag}")).collect();
-    let manifests: Vec<String> = report.manifests.iter().map(|(name, digest)| format!("{name}@{digest}")).collect();
+    let manifests: Vec<String> =
+        report.manifests.iter().map(|(name, digest)| format!("{name}@{digest}")).collect();
     if session.json() {
         return print_json(&json!({
             "tags": tags,
@@ -73,7 +80,9 @@ fn report_freed(session: &Session, report: &PruneReport, snapshots: u64, dry_run
 /// Asks on the terminal; without one there is nobody to ask.
 fn confirm(question: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::new("there is no terminal to ask on").hint("pass --force to remove without being asked"));
+        return Err(
+            Failure::new("there is no terminal to ask on").hint("pass --force to remove without being asked")
+        );
     }
     note(question.trim_end());
     let mut answer = String::new();

@@ -12,7 +12,9 @@ use crate::terminal::{print_json, print_line};
 
 /// Flags of `rimg pull`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Docker Hub is the registry of names that show none. The digest is the only line on standard output.")]
+#[command(
+    after_help = "Docker Hub is the registry of names that show none. The digest is the only line on standard output."
+)]
 pub(crate) struct PullArgs {
     /// The image
     #[arg(value_name = "[REGISTRY/]NAME[:TAG|@DIGEST]")]
@@ -32,7 +34,9 @@ pub(crate) fn run(session: &Session, args: PullArgs) -> Result<(), Failure> {
     let platforms = if args.all_platforms { Platforms::All } else { remote::one_platform(args.platform) };
     let pulled = remote::pull(&store, &args.image, platforms, &args.remote, &args.remote.display())?;
     match session.json() {
-        true => print_json(&json!({"name": args.image.name(), "digest": pulled.digest, "mediaType": pulled.media_type})),
+        true => print_json(
+            &json!({"name": args.image.name(), "digest": pulled.digest, "mediaType": pulled.media_type}),
+        ),
         false => print_line(&pulled.digest.to_string()),
     }
 }

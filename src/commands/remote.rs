@@ -9,7 +9,9 @@ use rimg_formats::digest::Digest;
 use rimg_formats::platform::Platform;
 use rimg_formats::reference::Reference;
 use rimg_formats::store::Store;
-use rimg_formats::transfer::{CopyOptions, Event, Platforms, RepositorySink, TransferError, Version, copy_image};
+use rimg_formats::transfer::{
+    CopyOptions, Event, Platforms, RepositorySink, TransferError, Version, copy_image,
+};
 use rimg_registry::client::{Client, ClientError, ClientOptions, PlainHttp};
 
 use crate::failure::Failure;
@@ -68,7 +70,12 @@ pub(crate) fn pull(
     let sink = RepositorySink::new(store.repository(&reference.name()), tags);
     let bars = Bars::new(display);
     let on_event = |event| bars.show(event);
-    let options = CopyOptions { platforms, parallel: remote.parallel.into(), on_event: Some(&on_event), ..CopyOptions::default() };
+    let options = CopyOptions {
+        platforms,
+        parallel: remote.parallel.into(),
+        on_event: Some(&on_event),
+        ..CopyOptions::default()
+    };
     copy_image(&source, &sink, &version(reference), &options)
         .map_err(|error| explain(error, &format!("failed to pull {reference}")))
 }
@@ -124,14 +131,22 @@ impl<'a> Bars<'a> {
             }
             Event::BlobDone { digest } => {
                 if let Some(blob) = blobs.get(&digest) {
-                    self.display.apply(Change::End { task: blob.task, outcome: Outcome::Done, detail: String::new() });
+                    self.display.apply(Change::End {
+                        task: blob.task,
+                        outcome: Outcome::Done,
+                        detail: String::new(),
+                    });
                 }
             }
             Event::BlobSkipped { digest, size } => {
                 blobs.insert(digest, Blob { task, moved_bytes: size });
                 let title = format!("{} {}", digest.short_hex(), units::size(size));
                 self.display.apply(Change::Begin { task, title, total_bytes: Some(size) });
-                self.display.apply(Change::End { task, outcome: Outcome::Cached, detail: "already there".to_owned() });
+                self.display.apply(Change::End {
+                    task,
+                    outcome: Outcome::Cached,
+                    detail: "already there".to_owned(),
+                });
             }
             Event::Planned { .. } | Event::ManifestDone { .. } => {}
         }

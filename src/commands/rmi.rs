@@ -29,7 +29,8 @@ pub(crate) fn run(session: &Session, args: RmiArgs) -> Result<(), Failure> {
         };
         let removed = store.remove_image(&resolved, args.force)?;
         bytes += removed.bytes;
-        let untagged: Vec<String> = removed.untagged.iter().map(|(name, tag)| format!("{name}:{tag}")).collect();
+        let untagged: Vec<String> =
+            removed.untagged.iter().map(|(name, tag)| format!("{name}:{tag}")).collect();
         if session.json() {
             values.push(json!({"untagged": untagged, "deleted": removed.deleted, "bytes": removed.bytes}));
             continue;

@@ -14,7 +14,9 @@ use crate::session::Session;
 
 /// Flags of `rimg save`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The archive is an OCI layout that `docker load` and `podman load` understand as well.")]
+#[command(
+    after_help = "The archive is an OCI layout that `docker load` and `podman load` understand as well."
+)]
 pub(crate) struct SaveArgs {
     /// Names, digests, or beginnings of digests
     #[arg(required = true, value_name = "IMAGE")]
@@ -66,7 +68,10 @@ pub(crate) fn with_destination(
     written
 }
 
-fn write_file(path: &Path, work: impl FnOnce(&mut (dyn Write + Send)) -> Result<(), Failure>) -> Result<(), Failure> {
+fn write_file(
+    path: &Path,
+    work: impl FnOnce(&mut (dyn Write + Send)) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let failed = || format!("failed to write {}", path.display());
     let file = File::create_new(path).context(failed())?;
     let mut out = BufWriter::with_capacity(256 << 10, file);

@@ -14,8 +14,10 @@ use crate::units;
 
 /// Flags of `rimg serve`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Everybody who reaches the address may read and write. Listening beyond this machine therefore \
-wants a proxy in front that speaks TLS and asks who is there.")]
+#[command(
+    after_help = "Everybody who reaches the address may read and write. Listening beyond this machine therefore \
+wants a proxy in front that speaks TLS and asks who is there."
+)]
 pub(crate) struct ServeArgs {
     /// Where to listen: ADDRESS:PORT, or a port of this machine alone
     #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address, value_name = "ADDRESS:PORT")]
@@ -31,7 +33,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     match (port, text.strip_prefix("localhost:")) {
         (Ok(port), _) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
         (_, Some(port)) => address(port),
-        _ => text.parse().map_err(|_| format!("`{text}` is not an address: expected ADDRESS:PORT, such as 0.0.0.0:5000")),
+        _ => text
+            .parse()
+            .map_err(|_| format!("`{text}` is not an address: expected ADDRESS:PORT, such as 0.0.0.0:5000")),
     }
 }
 
@@ -40,7 +44,10 @@ pub(crate) fn run(session: &Session, args: ServeArgs) -> Result<(), Failure> {
     let (json, quiet) = (session.json(), args.quiet);
     let observer = Arc::new(move |event: Event| log(&event, json, quiet));
     let options = ServerOptions { listen: args.listen, observer: Some(observer), ..ServerOptions::default() };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("failed to start threads")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("failed to start threads")?;
     runtime.block_on(async {
         let server = Server::bind(store.clone(), options).await?;
         let address = server.local_addr();
@@ -48,7 +55,8 @@ pub(crate) fn run(session: &Session, args: ServeArgs) -> Result<(), Failure> {
         if !address.ip().is_loopback() {
             note("warning: everybody who reaches this address may read and write");
         }
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let shutdown = async move {
             tokio::select! {
                 _ = interrupt.recv() => {}
@@ -74,12 +82,23 @@ fn log(event: &Event, as_json: bool, quiet: bool) {
                 return note(&value.to_string());
             }
             let cause = cause.as_ref().map_or_else(String::new, |cause| format!(" ({})", harmless(cause)));
-            format!("{peer} {} {} {status} {}{cause}", harmless(method), harmless(target), units::duration(*elapsed))
+            format!(
+                "{peer} {} {} {status} {}{cause}",
+                harmless(method),
+                harmless(target),
+                units::duration(*elapsed)
+            )
         }
-        Event::BodyFailed { digest, cause } => format!("error: stopped sending {digest}: {}", harmless(cause)),
+        Event::BodyFailed { digest, cause } => {
+            format!("error: stopped sending {digest}: {}", harmless(cause))
+        }
         Event::AcceptFailed { cause } => format!("error: failed to accept a connection: {}", harmless(cause)),
-        Event::UploadsExpired { count, bytes } => format!("removed {count} abandoned uploads, {}", units::size(*bytes)),
-        Event::SweepFailed { cause } => format!("error: failed to remove abandoned uploads: {}", harmless(cause)),
+        Event::UploadsExpired { count, bytes } => {
+            format!("removed {count} abandoned uploads, {}", units::size(*bytes))
+        }
+        Event::SweepFailed { cause } => {
+            format!("error: failed to remove abandoned uploads: {}", harmless(cause))
+        }
         _ => return,
     };
     match as_json {

@@ -18,7 +18,11 @@ pub(crate) struct OpenImage {
 
 impl OpenImage {
     /// Finds the image and reads the indexes of its layers.
-    pub(crate) fn open(session: &Session, name: &str, platform: Option<&Platform>) -> Result<OpenImage, Failure> {
+    pub(crate) fn open(
+        session: &Session,
+        name: &str,
+        platform: Option<&Platform>,
+    ) -> Result<OpenImage, Failure> {
         let store = session.store()?;
         let resolved = store.resolve_text(name)?;
         let image = store.image(&resolved.digest, platform)?;
@@ -33,7 +37,8 @@ impl OpenImage {
     /// Opens a layer's blob, hashed again if it was touched since it was last verified.
     pub(crate) fn blob(&self, digest: &rimg_formats::digest::Digest) -> io::Result<std::fs::File> {
         let blob = self.store.verified_blob(digest).map_err(io::Error::other)?;
-        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("layer {digest} is not in the store"));
+        let missing =
+            || io::Error::new(io::ErrorKind::NotFound, format!("layer {digest} is not in the store"));
         Ok(blob.ok_or_else(missing)?.into_file())
     }
 }

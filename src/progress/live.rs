@@ -33,12 +33,15 @@ struct Bar {
 impl Live {
     pub(super) fn new() -> Live {
         let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS_PER_SECOND));
-        let style = |template: &str| ProgressStyle::with_template(template).expect("the template is a constant");
+        let style =
+            |template: &str| ProgressStyle::with_template(template).expect("the template is a constant");
         Live {
             screen,
             bars: Mutex::default(),
             running: style(" {spinner:.cyan} {prefix} {elapsed:.dim}  {wide_msg:.dim}"),
-            moving: style(" {spinner:.cyan} {prefix} {bar:20.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec:.dim}"),
+            moving: style(
+                " {spinner:.cyan} {prefix} {bar:20.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec:.dim}",
+            ),
         }
     }
 
@@ -86,13 +89,22 @@ impl Live {
         }
     }
 
-    fn finished(&self, tasks: &BTreeMap<TaskId, Task>, task: TaskId, outcome: Outcome, detail: &str, log: &VecDeque<String>) {
+    fn finished(
+        &self,
+        tasks: &BTreeMap<TaskId, Task>,
+        task: TaskId,
+        outcome: Outcome,
+        detail: &str,
+        log: &VecDeque<String>,
+    ) {
         let took = units::duration(elapsed(tasks, task));
         let title = title(tasks, task);
         let detail = if detail.is_empty() { String::new() } else { format!("  \x1b[2m{detail}\x1b[0m") };
         match outcome {
             Outcome::Done => self.scroll(&format!(" \x1b[32m✓\x1b[0m {title} \x1b[2m{took}\x1b[0m{detail}")),
-            Outcome::Cached => self.scroll(&format!(" \x1b[34m=\x1b[0m {title} \x1b[34mcached\x1b[0m{detail}")),
+            Outcome::Cached => {
+                self.scroll(&format!(" \x1b[34m=\x1b[0m {title} \x1b[34mcached\x1b[0m{detail}"))
+            }
             Outcome::Failed => {
                 for line in log {
                     self.scroll(&format!("   {line}"));

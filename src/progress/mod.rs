@@ -157,7 +157,9 @@ fn plain_line(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> Option<String>
     Some(match change {
         Change::Begin { task, .. } => format!("#{task} {}", title(tasks, *task)),
         Change::Advance { .. } => return None,
-        Change::Log { task, line } => format!("#{task} {:.2} {}", elapsed(tasks, *task).as_secs_f64(), harmless(line)),
+        Change::Log { task, line } => {
+            format!("#{task} {:.2} {}", elapsed(tasks, *task).as_secs_f64(), harmless(line))
+        }
         Change::End { task, outcome, detail } => {
             let took = units::duration(elapsed(tasks, *task));
             let detail = if detail.is_empty() { String::new() } else { format!(" ({detail})") };

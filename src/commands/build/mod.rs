@@ -29,7 +29,9 @@ const SECRET_BYTES_MAX: u64 = 500 << 10;
 
 /// Flags of `rimg build`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The image's digest is the only line on standard output; progress goes to standard error.")]
+#[command(
+    after_help = "The image's digest is the only line on standard output; progress goes to standard error."
+)]
 pub(crate) struct BuildArgs {
     /// The folder that COPY and ADD read from
     #[arg(default_value = ".", value_name = "CONTEXT")]
@@ -122,7 +124,8 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     let source = options.buildfile.clone();
     let remote = RemoteArgs { plain_http: args.plain_http, parallel: 4, ..RemoteArgs::default() };
     let display = Display::new(if args.quiet { progress::Mode::Quiet } else { args.progress });
-    let images = StoreThenRegistry { store: store.clone(), remote, always_pull: args.pull, display: &display };
+    let images =
+        StoreThenRegistry { store: store.clone(), remote, always_pull: args.pull, display: &display };
     let builder = Builder::new(store.clone(), &images, options);
     let needs_sandbox = builder.needs_sandbox().map_err(|error| explain(&error, &source))?;
     if needs_sandbox {
@@ -168,7 +171,9 @@ fn explain(error: &BuildError, source: &SourceFile) -> Failure {
 
 fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
     if args.context == Path::new("-") {
-        return Err(Failure::usage("a context on standard input is not supported yet: unpack it into a folder"));
+        return Err(Failure::usage(
+            "a context on standard input is not supported yet: unpack it into a folder",
+        ));
     }
     if !args.context.is_dir() {
         return Err(Failure::new(format!("the context `{}` is not a folder", args.context.display()))
@@ -204,7 +209,8 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
 
 fn compression(args: &BuildArgs) -> Result<LayerCompression, Failure> {
     let level = args.compression_level;
-    let refuse = |most: u8| Failure::usage(format!("--compression-level goes up to {most} with this compression"));
+    let refuse =
+        |most: u8| Failure::usage(format!("--compression-level goes up to {most} with this compression"));
     Ok(match (args.compression, level) {
         (CompressionChoice::Gzip, None) => LayerCompression::GZIP_DEFAULT,
         (CompressionChoice::Gzip, Some(level)) if level <= 12 => LayerCompression::Gzip { level },
@@ -226,7 +232,11 @@ fn secret(spec: &str) -> Result<(String, Vec<u8>), Failure> {
             Some(("src" | "source", value)) => file = Some(PathBuf::from(value)),
             Some(("env", value)) => variable = Some(value.to_owned()),
             Some(("type", "file" | "env")) => {}
-            _ => return Err(Failure::usage(format!("`{field}` is not understood in --secret: use id=, src= or env="))),
+            _ => {
+                return Err(Failure::usage(format!(
+                    "`{field}` is not understood in --secret: use id=, src= or env="
+                )));
+            }
         }
     }
     let id = id.filter(|id| !id.is_empty()).ok_or_else(|| Failure::usage("--secret needs id=NAME"))?;
@@ -234,12 +244,16 @@ fn secret(spec: &str) -> Result<(String, Vec<u8>), Failure> {
         let shown = path.display();
         let size = std::fs::metadata(&path).context(format!("failed to read the secret {shown}"))?.len();
         if size > SECRET_BYTES_MAX {
-            return Err(Failure::new(format!("the secret {shown} has {size} bytes; at most {SECRET_BYTES_MAX} are taken")));
+            return Err(Failure::new(format!(
+                "the secret {shown} has {size} bytes; at most {SECRET_BYTES_MAX} are taken"
+            )));
         }
         return Ok((id, std::fs::read(&path).context(format!("failed to read the secret {shown}"))?));
     }
     let variable = variable.unwrap_or_else(|| id.clone());
     let value = std::env::var(&variable);
-    let missing = |_| Failure::new(format!("the secret `{id}` has neither src= nor an environment variable `{variable}`"));
+    let missing = |_| {
+        Failure::new(format!("the secret `{id}` has neither src= nor an environment variable `{variable}`"))
+    };
     Ok((id.clone(), value.map_err(missing)?.into_bytes()))
 }

@@ -1,7 +1,6 @@
 //! `--output`: where a build's result goes besides the store. Docker's grammar: `type=oci,dest=app.tar`, or a path.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use rimg_builder::engine::BuildResult;
@@ -9,7 +8,7 @@ use rimg_formats::archive;
 use rimg_formats::store::{ResolvedImage, Store};
 use rimg_formats::transfer::CopyOptions;
 
-use crate::failure::{Context, Failure};
+use crate::failure::Failure;
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +45,22 @@ pub(crate) fn parse(text: &str) -> Result<OutputSpec, String> {
             Some(("type", "docker")) => kind = Some(OutputKind::Docker),
             Some(("type", "tar")) => kind = Some(OutputKind::Tar),
             Some(("type", "local")) => kind = Some(OutputKind::Local),
-            Some(("type", other)) => return Err(format!("output type `{other}` is not supported: use oci, docker, tar or local")),
+            Some(("type", other)) => {
+                return Err(format!("output type `{other}` is not supported: use oci, docker, tar or local"));
+            }
             Some(("dest", path)) if !path.is_empty() => dest = Some(PathBuf::from(path)),
-            _ => return Err(format!("`{field}` is not understood: expected type=oci|docker|tar|local and dest=PATH")),
+            _ => {
+                return Err(format!(
+                    "`{field}` is not understood: expected type=oci|docker|tar|local and dest=PATH"
+                ));
+            }
         }
     }
     let kind = kind.ok_or("`type=` is missing: use type=oci, docker, tar or local")?;
     match (dest, kind) {
-        (None, OutputKind::Local) => Err("`dest=` is missing: name the folder to write, such as type=local,dest=out".to_owned()),
+        (None, OutputKind::Local) => {
+            Err("`dest=` is missing: name the folder to write, such as type=local,dest=out".to_owned())
+        }
         (None, _) => Ok(OutputSpec { kind, dest: PathBuf::from("-") }),
         (Some(dest), OutputKind::Local) if dest.as_os_str() == "-" => {
             Err("a folder cannot be written to standard output: use type=tar".to_owned())
@@ -86,7 +93,10 @@ fn write_archive(store: &Store, result: &BuildResult, spec: &OutputSpec) -> Resu
 }
 
 /// Opens the destination; a file appears under its name only when it is whole.
-fn with_destination(spec: &OutputSpec, work: impl FnOnce(&mut (dyn Write + Send)) -> Result<(), Failure>) -> Result<(), Failure> {
+fn with_destination(
+    spec: &OutputSpec,
+    work: impl FnOnce(&mut (dyn Write + Send)) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     crate::commands::save::with_destination(&spec.dest, work)
 }
 
@@ -107,7 +117,9 @@ mod tests {
         for (text, kind, dest) in table {
             assert_eq!(parse(text), Ok(OutputSpec { kind, dest: dest.into() }), "{text}");
         }
-        for bad in ["type=registry", "type=local", "type=local,dest=-", "dest=x", "type=oci,what", "type=oci,dest="] {
+        for bad in
+            ["type=registry", "type=local", "type=local,dest=-", "dest=x", "type=oci,what", "type=oci,dest="]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -32,7 +32,9 @@ pub(crate) fn volume(text: &str) -> Result<Volume, String> {
         return Err(format!("`{target}` is not an absolute path in the container"));
     }
     if !source.starts_with(['/', '.', '~']) {
-        return Err(format!("`{source}` looks like a named volume, which is not supported yet: give a path, such as ./{source}"));
+        return Err(format!(
+            "`{source}` looks like a named volume, which is not supported yet: give a path, such as ./{source}"
+        ));
     }
     let mut read_only = false;
     for option in options.split(',').filter(|option| !option.is_empty()) {
@@ -82,7 +84,8 @@ pub(crate) fn tmpfs(text: &str) -> Result<Tmpfs, String> {
 
 /// Parses `--cpus`: how many processors' time, in millionths of one.
 pub(crate) fn cpus(text: &str) -> Result<u64, String> {
-    let value: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of processors, such as 1.5"))?;
+    let value: f64 =
+        text.parse().map_err(|_| format!("`{text}` is not a number of processors, such as 1.5"))?;
     // The kernel's smallest quota is 1 ms in its 100 ms period.
     if !(0.01..=1_000_000.0).contains(&value) {
         return Err(format!("`{text}` is not a number of processors between 0.01 and 1000000"));
@@ -94,7 +97,9 @@ pub(crate) fn cpus(text: &str) -> Result<u64, String> {
 pub(crate) fn environment(text: &str) -> Result<Option<String>, Failure> {
     let name = text.split('=').next().unwrap_or("");
     if name.is_empty() || name.contains(char::is_whitespace) {
-        return Err(Failure::usage(format!("`{text}` is not an environment variable: expected NAME=VALUE or NAME")));
+        return Err(Failure::usage(format!(
+            "`{text}` is not an environment variable: expected NAME=VALUE or NAME"
+        )));
     }
     if text.contains('=') {
         return Ok(Some(text.to_owned()));
@@ -107,7 +112,9 @@ pub(crate) fn environment_file(path: &Path) -> Result<Vec<String>, Failure> {
     let shown = path.display();
     let size = std::fs::metadata(path).context(format!("failed to read {shown}"))?.len();
     if size > ENV_FILE_BYTES_MAX {
-        return Err(Failure::new(format!("{shown} has {size} bytes; an environment file may have {ENV_FILE_BYTES_MAX}")));
+        return Err(Failure::new(format!(
+            "{shown} has {size} bytes; an environment file may have {ENV_FILE_BYTES_MAX}"
+        )));
     }
     let text = std::fs::read_to_string(path).context(format!("failed to read {shown}"))?;
     let mut variables = Vec::new();

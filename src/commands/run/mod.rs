@@ -8,13 +8,14 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use rimg_formats::config::ImageConfig;
+use rimg_formats::layer::Limits;
 use rimg_formats::platform::Platform;
 use rimg_formats::reference::Reference;
 use rimg_formats::store::{Image, Store, StoreError};
 use rimg_runner::containers::Containers;
 use rimg_runner::foreground::run_foreground;
-use rimg_runner::limits::Limits;
-use rimg_runner::snapshots::{Snapshots, UnpackReport};
+use rimg_runner::limits;
+use rimg_runner::snapshots::Snapshots;
 use rimg_runner::spec::{Mount, MountKind, Network, RootFs, SandboxSpec, WindowSize};
 
 use super::remote::{self, RemoteArgs};
@@ -29,8 +30,10 @@ const TMPFS_MODE: u32 = 0o1777;
 
 /// Flags of `rimg run`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: the command's own (128 + n for signal n); 125 when the container could not be set up, \
-126 when the command cannot be executed, 127 when it cannot be found.")]
+#[command(
+    after_help = "Exit codes: the command's own (128 + n for signal n); 125 when the container could not be set up, \
+126 when the command cannot be executed, 127 when it cannot be found."
+)]
 pub(crate) struct RunArgs {
     /// Pass standard input on
     #[arg(short, long)]
@@ -128,7 +131,7 @@ pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
 fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     let root = session.root()?;
     // Threads end the chance to become root in a namespace, so this comes first; pulling has them.
-    super::rootless::enter()?;
+    let owners = super::rootless::enter()?;
     let store = session.store()?;
     let image = find_or_pull(&store, &args)?;
     // Promises that nobody collects the image's blobs while they are unpacked.
@@ -136,7 +139,8 @@ fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     let containers = Containers::new(&store.containers_dir());
     let place = || format!("failed to use {}", root.display());
     containers.sweep().context(place())?;
-    let lowers = unpack(&store, &image)?;
+    let snapshots = Snapshots::open(&store.snapshots_dir(), owners)?;
+    let lowers = unpack(&store, &snapshots, &image)?;
     let container = containers.create().context(place())?;
     let rootfs = RootFs { lowers, upper: container.upper() };
     let spec = spec(&args, &image.config, rootfs, container.id())?;
@@ -168,32 +172,23 @@ fn find_or_pull(store: &Store, args: &RunArgs) -> Result<Image, Failure> {
 }
 
 /// The snapshots of the image's layers, the lowest first. What is not unpacked yet is, from verified blobs.
-fn unpack(store: &Store, image: &Image) -> Result<Vec<PathBuf>, Failure> {
-    let snapshots = Snapshots::new(&store.snapshots_dir());
+fn unpack(store: &Store, snapshots: &Snapshots, image: &Image) -> Result<Vec<PathBuf>, Failure> {
     let mut lowers = Vec::with_capacity(image.layers.len());
     for (layer, diff_id) in &image.layers {
-        if let Some(path) = snapshots.find(diff_id) {
+        if let Some(path) = snapshots.get(diff_id) {
             lowers.push(path);
             continue;
         }
-        let missing = || Failure::new(format!("layer {} is not in the store", layer.digest)).hint("pull the image again");
+        let missing = || {
+            Failure::new(format!("layer {} is not in the store", layer.digest)).hint("pull the image again")
+        };
         let blob = store.verified_blob(&layer.digest)?.ok_or_else(missing)?;
         // The index is only made of a blob whose uncompressed tar has this very digest.
         store.layer_index_of(&layer.digest, Some(diff_id))?;
-        let snapshot = snapshots.prepare(diff_id, || Ok(blob.into_file()))?;
-        tell_skipped(&snapshot.report);
-        lowers.push(snapshot.path);
+        let (path, _) = snapshots.prepare(diff_id, Limits::default(), || Ok(blob.into_file()))?;
+        lowers.push(path);
     }
     Ok(lowers)
-}
-
-fn tell_skipped(report: &UnpackReport) {
-    if report.owners_lost > 0 {
-        note(&format!(
-            "warning: {} files keep no owner but you: there is one id only (see `rimg doctor`)",
-            report.owners_lost
-        ));
-    }
 }
 
 /// What the image says, as far as the caller does not say otherwise.
@@ -201,7 +196,8 @@ fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Resul
     let exec = &config.config;
     let command = command(args, config)?;
     let mut spec = SandboxSpec::new(rootfs, command.into_iter().map(OsString::from).collect());
-    let hostname = args.hostname.clone().unwrap_or_else(|| args.name.clone().unwrap_or_else(|| short_name(id)));
+    let hostname =
+        args.hostname.clone().unwrap_or_else(|| args.name.clone().unwrap_or_else(|| short_name(id)));
     spec.env = environment(args, &exec.env, &hostname)?;
     spec.cwd = PathBuf::from(args.workdir.as_deref().unwrap_or(&exec.working_dir));
     if spec.cwd.as_os_str().is_empty() {
@@ -215,7 +211,7 @@ fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Resul
         NetworkChoice::Host => Network::Host,
     };
     spec.read_only = args.read_only;
-    spec.limits = Limits {
+    spec.limits = limits::Limits {
         memory_bytes: args.memory,
         cpu_millis: args.cpus.map(|millionths| millionths / 1000),
         pids: args.pids_limit.map(u64::from),
@@ -240,13 +236,20 @@ fn command(args: &RunArgs, config: &ImageConfig) -> Result<Vec<String>, Failure>
         true => {}
     }
     match words.is_empty() {
-        true => Err(Failure::new(format!("{} names no command", args.image)).hint("give one after the image's name")),
+        true => {
+            Err(Failure::new(format!("{} names no command", args.image))
+                .hint("give one after the image's name"))
+        }
         false => Ok(words),
     }
 }
 
 /// The image's variables, then those of files, then those of flags; the last of a name wins.
-fn environment(args: &RunArgs, image: &[String], hostname: &str) -> Result<Vec<(OsString, OsString)>, Failure> {
+fn environment(
+    args: &RunArgs,
+    image: &[String],
+    hostname: &str,
+) -> Result<Vec<(OsString, OsString)>, Failure> {
     let mut given = vec![format!("PATH={DEFAULT_PATH}"), format!("HOSTNAME={hostname}")];
     if args.tty {
         given.push("TERM=xterm".to_owned());
@@ -287,10 +290,16 @@ fn mounts(args: &RunArgs) -> Result<Vec<Mount>, Failure> {
 fn terminal_size(interactive: bool) -> Result<WindowSize, Failure> {
     let stdin = std::io::stdin();
     if interactive && !stdin.is_terminal() {
-        return Err(Failure::new("standard input is not a terminal").hint("leave out --tty, or --interactive"));
+        return Err(
+            Failure::new("standard input is not a terminal").hint("leave out --tty, or --interactive")
+        );
     }
-    let size = rustix::termios::tcgetwinsize(std::io::stdout()).or_else(|_| rustix::termios::tcgetwinsize(&stdin));
-    Ok(size.map_or(WindowSize { rows: 24, columns: 80 }, |size| WindowSize { rows: size.ws_row, columns: size.ws_col }))
+    let size =
+        rustix::termios::tcgetwinsize(std::io::stdout()).or_else(|_| rustix::termios::tcgetwinsize(&stdin));
+    Ok(size.map_or(WindowSize { rows: 24, columns: 80 }, |size| WindowSize {
+        rows: size.ws_row,
+        columns: size.ws_col,
+    }))
 }
 
 /// A host name out of a container's id: twelve of its letters and digits, as docker does.
