@@ -61,7 +61,8 @@ impl LayerPlan {
         let mut plan = LayerPlan::default();
         let root = tree.lookup(&LayerPath::root())?;
         // Every container runtime makes the root 0755, root's; only another one has to be said.
-        let is_usual = |root: &SourceNode| root.mode == 0o755 && root.owner.is_none_or(|owner| owner == (0, 0));
+        let is_usual =
+            |root: &SourceNode| root.mode == 0o755 && root.owner.is_none_or(|owner| owner == (0, 0));
         if let Some(root) = root.filter(|root| !is_usual(root)) {
             let owner = root.owner.unwrap_or((0, 0));
             plan.put_anew(LayerPath::root(), root, owner)?;

@@ -57,7 +57,11 @@ fn from_directory(store: &Store, place: &Path, layout: &OciLayout) -> Result<Dig
         None => match source.index().manifests() {
             [only] => Version::Digest(only.digest),
             several => {
-                let what = format!("a single image (there are {}; name one: `oci:{}:TAG`)", several.len(), layout.path);
+                let what = format!(
+                    "a single image (there are {}; name one: `oci:{}:TAG`)",
+                    several.len(),
+                    layout.path
+                );
                 return Err(TransferError::NotFound(what));
             }
         },
