@@ -273,7 +273,7 @@ impl<'a> Builder<'a> {
 
 impl Build<'_> {
     /// The platform of a stage's base, as text.
-    fn platform_of(&self, stage: &Stage) -> String {
+    pub(crate) fn platform_of(&self, stage: &Stage) -> String {
         stage_platform(stage, &self.options.platform)
     }
 

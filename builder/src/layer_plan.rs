@@ -56,6 +56,40 @@ impl NewDirectory {
 }
 
 impl LayerPlan {
+    /// Everything in a tree, as one layer on nothing.
+    pub(crate) fn of_tree(tree: &dyn SourceTree) -> io::Result<LayerPlan> {
+        let mut plan = LayerPlan::default();
+        let root = tree.lookup(&LayerPath::root())?;
+        // Every container runtime makes the root 0755, root's; only another one has to be said.
+        let is_usual =
+            |root: &SourceNode| root.mode == 0o755 && root.owner.is_none_or(|owner| owner == (0, 0));
+        if let Some(root) = root.filter(|root| !is_usual(root)) {
+            let owner = root.owner.unwrap_or((0, 0));
+            plan.put_anew(LayerPath::root(), root, owner)?;
+        }
+        plan.put_contents(tree, &LayerPath::root(), &LayerPath::root())?;
+        Ok(plan)
+    }
+
+    /// Plans everything in the directory `from` of a tree below `to`, where nothing is.
+    pub(crate) fn put_contents(
+        &mut self,
+        tree: &dyn SourceTree,
+        from: &LayerPath,
+        to: &LayerPath,
+    ) -> io::Result<()> {
+        for (name, node) in tree.children(from)? {
+            let source = from.join(&name).map_err(io::Error::other)?;
+            let path = to.join(&name).map_err(io::Error::other)?;
+            let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
+            self.put_anew(path.clone(), node, owner)?;
+            if is_directory {
+                self.put_contents(tree, &source, &path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What is planned for `path`.
     pub(crate) fn get(&self, path: &LayerPath) -> Option<&PlannedEntry> {
         self.entries.get(path)

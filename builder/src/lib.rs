@@ -16,6 +16,7 @@ pub mod events;
 pub mod expand;
 pub mod glob;
 pub mod ignore;
+pub mod output;
 pub mod plan;
 pub mod source;
 pub mod syntax;

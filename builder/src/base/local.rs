@@ -18,7 +18,7 @@ use crate::events::{Event, StepId};
 use crate::layer_plan::LayerPlan;
 use crate::layer_step::StepOutcome;
 use crate::source::Span;
-use crate::source_tree::{SourceTree, land};
+use crate::source_tree::land;
 use rimg_formats::layer::LayerPath;
 
 /// Makes the layer of the directory or archive at `path`, or finds it in the cache.
@@ -28,7 +28,7 @@ pub(crate) fn make(build: &Build<'_>, id: StepId, path: &str, span: Span) -> Res
     let failed = |error: io::Error| unreadable(span, &place, &error);
     let plan = if stat.is_dir() {
         let tree = DiskTree::open(&place, path, owners()).map_err(failed)?;
-        plan_all(&tree)
+        LayerPlan::of_tree(&tree)
     } else {
         let (Some(directory), Some(name)) = (place.parent(), place.file_name()) else {
             return Err(BuildError::at(span, format!("`{path}` is neither a directory nor an archive")));
@@ -44,7 +44,7 @@ pub(crate) fn make(build: &Build<'_>, id: StepId, path: &str, span: Span) -> Res
             let error = Diagnostic::error(span, format!("`{path}` is neither a directory nor a tar archive"));
             return Err(error.help("expected a tar, plain or compressed by gzip, zstd, xz or bzip2").into());
         };
-        plan_all(&archive)
+        LayerPlan::of_tree(&archive)
     };
     let plan = plan.map_err(|error| BuildError::at(span, error.to_string()))?;
     let missed = |miss| (build.events)(Event::StepMissed { id, miss });
@@ -61,31 +61,4 @@ fn owners() -> Owners {
 fn missing(span: Span, path: &str, error: &io::Error) -> BuildError {
     let diagnostic = Diagnostic::error(span, format!("failed to open `{path}`: {error}"));
     diagnostic.help("paths after FROM start at the context, or are absolute").into()
-}
-
-/// Everything in a tree, as one layer on nothing.
-fn plan_all(tree: &dyn SourceTree) -> io::Result<LayerPlan> {
-    let mut plan = LayerPlan::default();
-    let root = tree.lookup(&LayerPath::root())?;
-    // Every container runtime makes the root 0755, root's; only another one has to be said.
-    if let Some(root) =
-        root.filter(|root| root.mode != 0o755 || root.owner.is_some_and(|owner| owner != (0, 0)))
-    {
-        let owner = root.owner.unwrap_or((0, 0));
-        plan.put_anew(LayerPath::root(), root, owner)?;
-    }
-    add_contents(tree, &LayerPath::root(), &mut plan)?;
-    Ok(plan)
-}
-
-fn add_contents(tree: &dyn SourceTree, directory: &LayerPath, plan: &mut LayerPlan) -> io::Result<()> {
-    for (name, node) in tree.children(directory)? {
-        let path = directory.join(&name).map_err(io::Error::other)?;
-        let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
-        plan.put_anew(path.clone(), node, owner)?;
-        if is_directory {
-            add_contents(tree, &path, plan)?;
-        }
-    }
-    Ok(())
 }

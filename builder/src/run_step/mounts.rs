@@ -26,7 +26,7 @@ use crate::engine::{Build, BuildError, StageRun, source_tree, step_error};
 use crate::layer_plan::{LayerPlan, PlannedEntry};
 use crate::materialise::materialise;
 use crate::plan::{CopySource, ExpandedRun, Step};
-use crate::source_tree::{SourceTree, land};
+use crate::source_tree::land;
 use crate::syntax::{CacheSharing, Mount, MountKind};
 
 /// The mounts of a step. Dropping it releases the locks of its caches.
@@ -258,7 +258,7 @@ fn bind(
     let content = LayerPath::parse(CONTENT).expect("the constant is a clean path");
     let owner = node.owner.unwrap_or((0, 0));
     let planned = plan.put_anew(content.clone(), node, owner).and_then(|()| {
-        if is_directory { add_contents(&*tree, &landing.path, &content, &mut plan) } else { Ok(()) }
+        if is_directory { plan.put_contents(&*tree, &landing.path, &content) } else { Ok(()) }
     });
     planned.map_err(|error| failed(error.to_string()))?;
     let entries = plan.into_entries();
@@ -273,24 +273,6 @@ fn bind(
         _ => Kind::Copied(entries),
     };
     Ok((kind, digest))
-}
-
-fn add_contents(
-    tree: &dyn SourceTree,
-    from: &LayerPath,
-    to: &LayerPath,
-    plan: &mut LayerPlan,
-) -> io::Result<()> {
-    for (name, node) in tree.children(from)? {
-        let (source, path) = (from.join(&name), to.join(&name));
-        let (source, path) = (source.map_err(io::Error::other)?, path.map_err(io::Error::other)?);
-        let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
-        plan.put_anew(path.clone(), node, owner)?;
-        if is_directory {
-            add_contents(tree, &source, &path, plan)?;
-        }
-    }
-    Ok(())
 }
 
 /// The directory of a cache and its lock, held as long as the file is open.

@@ -73,9 +73,8 @@ pub(crate) fn parse(text: &str) -> Result<OutputSpec, String> {
 pub(crate) fn write(store: &Store, result: &BuildResult, spec: &OutputSpec) -> Result<(), Failure> {
     match spec.kind {
         OutputKind::Oci | OutputKind::Docker => write_archive(store, result, spec),
-        OutputKind::Tar | OutputKind::Local => {
-            Err(Failure::new("type=tar and type=local are not supported yet"))
-        }
+        OutputKind::Tar => with_destination(spec, |out| Ok(rimg_builder::output::write_tar(store, result, out)?)),
+        OutputKind::Local => Ok(rimg_builder::output::write_directory(store, result, &spec.dest)?),
     }
 }
 

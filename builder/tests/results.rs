@@ -1,0 +1,153 @@
+//! Whole builds with known results, what is written of them, and files that change under the builder's hands.
+
+#![allow(clippy::unwrap_used)]
+
+mod kit;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kit::{Workspace, build_in};
+use rimg_builder::engine::BuildOptions;
+use rimg_builder::output::{write_directory, write_tar};
+use rimg_formats::layer::{LayerPath, LayerReader, Limits};
+use rimg_formats::platform::Platform;
+use rimg_formats::store::{ResolvedImage, Store};
+use rimg_formats::transfer::CopyOptions;
+
+/// Copies a directory of the repository, with the modes a checkout under the usual umask has.
+fn check_out(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if source.is_dir() {
+            check_out(&source, &target);
+        } else {
+            fs::copy(&source, &target).unwrap();
+            let program = fs::read(&source).unwrap().starts_with(b"#!");
+            fs::set_permissions(&target, fs::Permissions::from_mode(if program { 0o755 } else { 0o644 }))
+                .unwrap();
+        }
+    }
+}
+
+/// The same inputs give the same digests, on any machine and with any version of the same key format.
+#[test]
+fn fixtures_have_their_digests() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/builds");
+    let mut seen = 0;
+    for fixture in
+        fs::read_dir(fixtures).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir())
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let context = directory.path().join("context");
+        check_out(&fixture.join("context"), &context);
+        let mut options = BuildOptions::for_context(&context, None).unwrap();
+        options.platform = Platform::new("linux", "amd64");
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let built = build_in(&store, options).unwrap();
+        let expected = fs::read_to_string(fixture.join("expected")).unwrap_or_default();
+        assert_eq!(built.digest(), expected.trim(), "{}: {:#?}", fixture.display(), built.listing());
+        seen += 1;
+    }
+    assert!(seen > 0);
+}
+
+#[test]
+fn results_as_tar_and_directory() {
+    let workspace = Workspace::new();
+    workspace.file("d/a", "a").file("d/b", "b").link("d/l", "a");
+    let built = workspace.build("FROM scratch\nCOPY --chmod=750 d /x\nCOPY d/b /x/a\n");
+    let (mut tar, mut again) = (Vec::new(), Vec::new());
+    write_tar(&workspace.store, &built.result, &mut tar).unwrap();
+    write_tar(&workspace.store, &built.result, &mut again).unwrap();
+    assert_eq!(tar, again);
+    let mut reader = LayerReader::new(tar.as_slice(), Limits::default()).unwrap();
+    let mut names = Vec::new();
+    while let Some(entry) = reader.next_entry().unwrap() {
+        names.push(format!("{:o} {}", entry.mode, entry.path));
+    }
+    assert_eq!(names, ["755 x", "644 x/a", "750 x/b", "777 x/l"]);
+    let out = workspace.root().join("out");
+    write_directory(&workspace.store, &built.result, &out).unwrap();
+    assert_eq!(fs::read_to_string(out.join("x/l")).unwrap(), "b");
+    assert_eq!(fs::metadata(out.join("x/b")).unwrap().permissions().mode() & 0o7777, 0o750);
+    let modified = fs::metadata(out.join("x/b")).unwrap().modified().unwrap();
+    assert_eq!(modified.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(), 315_619_200);
+    assert!(write_directory(&workspace.store, &built.result, &out).is_err(), "it is not empty");
+}
+
+#[test]
+fn layouts_as_bases() {
+    let workspace = Workspace::new();
+    workspace.file("a", "a");
+    let mut options = workspace.options("FROM scratch\nCOPY a /\n");
+    options.tags = vec!["base:1".parse().unwrap()];
+    let base = workspace.build_with(options).unwrap();
+    let (name, tag) = base.result.names[0].clone();
+    let image = ResolvedImage {
+        name,
+        tag,
+        digest: base.result.manifest.digest,
+        media_type: base.result.manifest.media_type.clone(),
+    };
+    let archive =
+        rimg_formats::archive::save(&workspace.store, &[image], Vec::new(), &CopyOptions::default()).unwrap();
+    fs::write(workspace.context().join("base.tar"), archive).unwrap();
+    let other = Store::open(&workspace.root().join("other")).unwrap();
+    let built = build_in(&other, workspace.options("FROM oci:./base.tar\nENV A=1\n")).unwrap();
+    assert_eq!(built.result.layers, base.result.layers);
+    let copied =
+        build_in(&other, workspace.options("FROM scratch\nCOPY --from=oci:./base.tar /a /b\n")).unwrap();
+    assert_eq!(copied.listing(), ["f644 0:0 b = a"]);
+    let text = workspace.fails("FROM oci:./nowhere\n");
+    assert!(text.starts_with("error: failed to get the image from `./nowhere`"), "{text}");
+}
+
+/// A file that is written all the time: a build either says so, or its layer is one moment's whole content and the
+/// cache never takes another content for it.
+#[test]
+fn files_that_change_while_they_are_read() {
+    let workspace = Workspace::new();
+    workspace.file("changing", &"0".repeat(300_000)).file("steady", "s");
+    let path = workspace.context().join("changing");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut digit = 0_u8;
+            while !stop.load(Ordering::Relaxed) {
+                digit = (digit + 1) % 10;
+                let length = 300_000 + usize::from(digit % 2);
+                fs::write(&path, vec![b'0' + digit; length]).unwrap();
+            }
+        });
+        let mut built = 0;
+        for _ in 0..30 {
+            let options = workspace.options("FROM scratch\nCOPY . /x/\n");
+            match workspace.build_with(options) {
+                Ok(_) => built += 1,
+                Err(error) => {
+                    assert!(error.to_string().contains("did it change while it was read?"), "{error}")
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        built
+    });
+    fs::write(&path, "final").unwrap();
+    let last = workspace.build("FROM scratch\nCOPY . /x/\n");
+    let path = LayerPath::parse("x/changing").unwrap();
+    let tree = last.tree();
+    let open = |digest: &_| Ok(workspace.store.blob(digest).unwrap().unwrap().into_file());
+    let mut content = String::new();
+    std::io::Read::read_to_string(
+        &mut tree.read_file(tree.lookup(&path).unwrap(), open).unwrap(),
+        &mut content,
+    )
+    .unwrap();
+    assert_eq!(content, "final");
+}
