@@ -250,7 +250,7 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountChange<'_>) -> i
         attr.attr_set |= libc::MOUNT_ATTR_NODEV;
     }
     if change.private {
-        attr.propagation = libc::MS_PRIVATE as u64;
+        attr.propagation = libc::MS_PRIVATE;
     }
     if let Some(namespace) = change.id_map {
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;

@@ -105,8 +105,7 @@ impl Snapshots {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| at("open", path)(errno.into()))?;
-        rustix::fs::flock(&folder, FlockOperation::LockShared)
-            .map_err(|errno| at("lock", path)(errno.into()))?;
+        rustix::fs::flock(&folder, FlockOperation::LockShared).map_err(|errno| at("lock", path)(errno.into()))?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Ok(Snapshots { path: path.to_owned(), folder: Directory::from_fd(folder), owners, boot_id })
     }
@@ -189,8 +188,7 @@ impl Snapshots {
     pub fn sweep(&self, wanted: impl Fn(&str) -> bool, dry_run: bool) -> Result<Option<u64>, SnapshotError> {
         let alone = rustix::fs::flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_ok();
         let swept = if alone { self.remove_unwanted(wanted, dry_run).map(Some) } else { Ok(None) };
-        rustix::fs::flock(&self.folder, FlockOperation::LockShared)
-            .map_err(|errno| at("lock", &self.path)(errno.into()))?;
+        rustix::fs::flock(&self.folder, FlockOperation::LockShared).map_err(|errno| at("lock", &self.path)(errno.into()))?;
         swept
     }
 
