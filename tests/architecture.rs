@@ -119,6 +119,9 @@ fn libraries_never_print() {
         let library = ["formats/src", "runner/src", "registry/src", "builder/src"]
             .iter()
             .any(|folder| path.starts_with(folder));
+        if path.ends_with("tests.rs") {
+            continue;
+        }
         let code: String = text.split("#[cfg(test)]").next().unwrap_or("").to_owned();
         for call in ["println!", "eprintln!", "print!(", "eprint!(", "dbg!"] {
             let prints = code.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(call));

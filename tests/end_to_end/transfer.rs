@@ -6,15 +6,15 @@ use std::process::{Child, Stdio};
 use crate::world::World;
 
 /// A running `rimg serve`; killed when dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     /// `127.0.0.1:port`.
-    pub address: String,
+    pub(crate) address: String,
 }
 
 impl Server {
     /// Serves the store in the folder `root` on a free port.
-    pub fn start(world: &World, root: &str) -> Server {
+    pub(crate) fn start(world: &World, root: &str) -> Server {
         let root = world.path(root);
         let arguments = ["--root", root.to_str().unwrap(), "serve", "--listen", "127.0.0.1:0"];
         let mut child = world.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();

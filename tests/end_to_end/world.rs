@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// The test's own corner of the machine.
-pub struct World {
+pub(crate) struct World {
     folder: tempfile::TempDir,
 }
 
 /// What a command did.
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Its exit code; 128 + n for a signal.
-    pub code: i32,
+    pub(crate) code: i32,
     /// What it printed.
-    pub stdout: String,
+    pub(crate) stdout: String,
     /// What it said.
-    pub stderr: String,
+    pub(crate) stderr: String,
 }
 
 impl Outcome {
@@ -31,14 +31,14 @@ impl Outcome {
 
     /// Asserts success and gives what was printed.
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert_eq!(self.code, 0, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
         self.stdout
     }
 
     /// Asserts the exit code and gives what was said.
     #[track_caller]
-    pub fn fails(self, code: i32) -> String {
+    pub(crate) fn fails(self, code: i32) -> String {
         assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
         self.stderr
     }
@@ -46,7 +46,7 @@ impl Outcome {
 
 impl World {
     /// An empty store in an empty folder.
-    pub fn new() -> World {
+    pub(crate) fn new() -> World {
         let folder = tempfile::Builder::new().prefix("rimg-test-").tempdir().unwrap();
         // Tests also run commands as other users, who must get in.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -54,17 +54,17 @@ impl World {
     }
 
     /// A path in the test's folder.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The default store.
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.path("store")
     }
 
     /// Writes a file, making its folders.
-    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
@@ -72,7 +72,7 @@ impl World {
     }
 
     /// A root file system of busybox with `/etc/passwd`, in the folder `name`.
-    pub fn busybox_root(&self, name: &str) -> PathBuf {
+    pub(crate) fn busybox_root(&self, name: &str) -> PathBuf {
         let root = self.path(name);
         for folder in ["bin", "etc", "tmp", "root", "home/app"] {
             fs::create_dir_all(root.join(folder)).unwrap();
@@ -95,7 +95,7 @@ impl World {
     }
 
     /// A command of rimg on the default store.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rimg"));
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.folder.path());
@@ -105,7 +105,7 @@ impl World {
 
     /// Runs rimg on the default store, then checks the store.
     #[track_caller]
-    pub fn rimg(&self, arguments: &[&str]) -> Outcome {
+    pub(crate) fn rimg(&self, arguments: &[&str]) -> Outcome {
         let outcome = Outcome::of(self.command(arguments).output().unwrap());
         self.verify_store(&self.root());
         outcome
@@ -113,13 +113,13 @@ impl World {
 
     /// Runs any command that [`World::command`] made, changed by the test.
     #[track_caller]
-    pub fn run(&self, mut command: Command) -> Outcome {
+    pub(crate) fn run(&self, mut command: Command) -> Outcome {
         Outcome::of(command.output().unwrap())
     }
 
     /// Asserts that nothing in a store is damaged.
     #[track_caller]
-    pub fn verify_store(&self, root: &Path) {
+    pub(crate) fn verify_store(&self, root: &Path) {
         if root.exists() {
             let mut fsck = self.command(&["fsck"]);
             let outcome = Outcome::of(fsck.env("RIMG_ROOT", root).output().unwrap());
@@ -129,7 +129,7 @@ impl World {
 
     /// Builds the folder `context` and gives the digest.
     #[track_caller]
-    pub fn build(&self, context: &str, arguments: &[&str]) -> String {
+    pub(crate) fn build(&self, context: &str, arguments: &[&str]) -> String {
         let mut all = vec!["build"];
         all.extend(arguments);
         all.push(context);
@@ -138,13 +138,13 @@ impl World {
 }
 
 /// The static busybox that test roots are made of.
-pub fn busybox() -> PathBuf {
+pub(crate) fn busybox() -> PathBuf {
     let path = PathBuf::from("/bin/busybox");
     assert!(path.exists(), "/bin/busybox is missing: apt-get install busybox-static");
     path
 }
 
 /// Whether tests run as root.
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
