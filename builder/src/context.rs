@@ -27,11 +27,11 @@ use crate::stat_cache::stamp_of;
 pub(crate) enum Owners {
     /// Nothing, as in a build context: they depend on who checked it out.
     Dropped,
-    /// They are the image's. One id is replaced by root's: that of the user who runs the build, when that is not
-    /// root, because such a user cannot make files of anybody else's.
+    /// They are the image's. One user and one group may stand for root, because root's files cannot be had: those of
+    /// an ordinary user who runs the build, and in a user namespace those that unknown owners are shown as.
     Kept {
         /// The user and group that stand for root.
-        invoker: Option<(u32, u32)>,
+        as_root: Option<(u32, u32)>,
     },
 }
 
@@ -129,9 +129,9 @@ impl DiskTree {
     }
 
     fn owner(&self, stat: &Stat) -> Option<(u64, u64)> {
-        let Owners::Kept { invoker } = self.0.owners else { return None };
+        let Owners::Kept { as_root } = self.0.owners else { return None };
         let mapped = |id: u32, own: Option<u32>| if Some(id) == own { 0 } else { u64::from(id) };
-        let (uid, gid) = (invoker.map(|(uid, _)| uid), invoker.map(|(_, gid)| gid));
+        let (uid, gid) = (as_root.map(|(uid, _)| uid), as_root.map(|(_, gid)| gid));
         Some((mapped(stat.st_uid, uid), mapped(stat.st_gid, gid)))
     }
 }

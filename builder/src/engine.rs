@@ -50,6 +50,17 @@ pub const UNTAGGED: &str = "untagged";
 /// How often a build is planned again because base images brought triggers that name further images.
 const PLANS_MAX: usize = 8;
 
+/// What a build does with a user namespace, when an ordinary user runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserNamespace {
+    /// RUN steps cannot do without.
+    Needed,
+    /// An operating system on this machine is taken in: its owners show as what they are to the image.
+    ShowsOwners,
+    /// Nothing.
+    Unused,
+}
+
 /// Builds images.
 pub struct Builder<'a> {
     store: Store,
@@ -256,18 +267,23 @@ impl<'a> Builder<'a> {
         Ok(BuildResult { manifest: manifest.descriptor(), config, layers, names: told })
     }
 
-    /// Whether the build has RUN steps, so that it may need namespaces. A fully cached build does not use them.
+    /// What a user namespace is good for in this build. A fully cached build does not use it.
     ///
     /// # Errors
     /// As [`Builder::build`], for mistakes in the Buildfile.
-    pub fn needs_sandbox(&self) -> Result<bool, BuildError> {
+    pub fn user_namespace(&self) -> Result<UserNamespace, BuildError> {
         let file = parse(&self.options.buildfile)?;
         // Triggers of base images are not known yet; a RUN among them counts only when the file has one as well.
         let graph = Graph::plan(&file, &self.plan_options()?)?;
         let runs = |stage: &Stage| {
             stage.steps.iter().any(|step| matches!(step.instruction.kind, InstructionKind::Run(_)))
         };
-        Ok(graph.stages.iter().any(runs))
+        let local = |stage: &Stage| matches!(stage.base, Base::Path(_));
+        Ok(match (graph.stages.iter().any(runs), graph.stages.iter().any(local)) {
+            (true, _) => UserNamespace::Needed,
+            (false, true) => UserNamespace::ShowsOwners,
+            (false, false) => UserNamespace::Unused,
+        })
     }
 }
 

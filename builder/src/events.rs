@@ -85,8 +85,8 @@ pub enum Event {
     StepCached {
         /// Which.
         id: StepId,
-        /// Its key.
-        key: CacheKey,
+        /// Its key; `None` for steps that make no layer, which are as cached as what stands before them.
+        key: Option<CacheKey>,
         /// Its layer; `None` when it changed no file.
         layer: Option<LayerSummary>,
     },

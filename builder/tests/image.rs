@@ -239,11 +239,12 @@ fn archives() {
 #[test]
 fn unknown_images_are_told_at_their_line() {
     let text = Workspace::new().fails("FROM scratch AS a\nFROM nowhere:1\nCOPY --from=elsewhere /x /\n");
-    let help =
-        "  |\n  = help: `rimg images` lists what the store has; a directory is written as a path: `./name`\n";
+    let help = |name| {
+        format!("  |\n  = help: for a directory write `./{name}`; `rimg images` lists what the store has\n")
+    };
     let expected = "error: failed to get the image `nowhere:1`: image `nowhere:1` is not known\n --> Buildfile:2:6\n  |\n\
                     2 | FROM nowhere:1\n  |      ^^^^^^^^^ neither in the store nor in a registry\n";
     let other = "error: failed to get the image `elsewhere`: image `elsewhere` is not known\n --> Buildfile:3:13\n  |\n\
                  3 | COPY --from=elsewhere /x /\n  |             ^^^^^^^^^ neither in the store nor in a registry\n";
-    assert_eq!(text, format!("{expected}{help}\n{other}{help}"));
+    assert_eq!(text, format!("{expected}{}\n{other}{}", help("nowhere:1"), help("elsewhere")));
 }

@@ -127,7 +127,7 @@ fn the_cache_spares_runs() {
     assert_eq!(second.digest(), first.digest());
     assert_eq!(
         second.steps(),
-        ["0.0 cached", "0.1 done", "0.2 done", "0.3 done", "0.4 cached", "0.5 cached"]
+        ["0.0 cached", "0.1 cached", "0.2 cached", "0.3 cached", "0.4 cached", "0.5 cached"]
     );
     let third = workspace.build(&text("2"));
     assert_eq!(third.steps()[4], "0.4 missed: environment V changed");

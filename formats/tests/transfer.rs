@@ -251,6 +251,9 @@ fn layout_directories_hold_several_images() {
     }
     let missing = copy_image(&source, &sink(&there.store, "x"), &latest(), &CopyOptions::default());
     assert!(matches!(missing, Err(TransferError::NotFound(_))));
+    let whole = archive::load_directory(&there.store, directory.path(), &LoadOptions::default()).unwrap();
+    let loaded: BTreeMap<_, _> = whole.iter().map(|image| (image.name.to_string(), image.digest)).collect();
+    assert_eq!(loaded, BTreeMap::from([("app".to_owned(), one.digest), ("multi".to_owned(), two)]));
 }
 
 #[test]

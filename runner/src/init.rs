@@ -301,6 +301,10 @@ fn mount_tmpfs(tree: &mut Tree, op: &Op) -> Result<(), SetupFailure> {
 fn make_cwd(tree: &mut Tree, path: &OsStr) -> Result<(), SetupFailure> {
     let stubs = tree.stubs.len();
     let path = Path::new("/").join(path);
+    if tree.is_something_else_than_a_directory(&path) {
+        let operation = format!("enter the working directory {}: it is not a directory", path.display());
+        return Err(SetupFailure { operation, errno: 0 });
+    }
     tree.mount_point(path.as_os_str(), PointKind::Directory)?;
     tree.stubs.truncate(stubs);
     Ok(())

@@ -146,7 +146,12 @@ fn set_capabilities(bits: u64) -> rustix::io::Result<()> {
 fn set_ids(credentials: &Credentials) -> Result<(), SetupFailure> {
     use rustix::process::{Gid, Uid};
     let (uid, gid) = (Uid::from_raw(credentials.uid), Gid::from_raw(credentials.gid));
-    let groups: Vec<Gid> = credentials.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    // The primary group is among them too: without it, a file closed to that group would open to a process that drops
+    // it (CVE-2022-36109).
+    let groups: Vec<Gid> = std::iter::once(&credentials.gid)
+        .chain(&credentials.groups)
+        .map(|group| Gid::from_raw(*group))
+        .collect();
     match rustix::thread::set_thread_groups(&groups) {
         // Where a single id is mapped the kernel forbids setgroups; there are no other groups to have either.
         Err(Errno::PERM) => {}

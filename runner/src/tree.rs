@@ -93,6 +93,12 @@ impl Tree {
         open_in_root(self.root.as_fd(), path, flags)
     }
 
+    /// Whether `path` leads, inside the root, to something that cannot be entered.
+    pub(crate) fn is_something_else_than_a_directory(&self, path: &Path) -> bool {
+        let found = self.resolve(path, OFlags::PATH).map_err(io::Error::from);
+        found.and_then(|found| file_type(&found)).is_ok_and(|kind| kind != FileType::Directory)
+    }
+
     /// Resolves `path` inside the root; what is missing of it is made, through dangling links as well.
     fn find_or_make(&mut self, path: &Path, kind: PointKind, links: &mut u32) -> io::Result<OwnedFd> {
         match self.resolve(path, OFlags::PATH) {

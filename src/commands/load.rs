@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
-use rimg_formats::archive::{LoadOptions, Loaded, load};
+use rimg_formats::archive::{LoadOptions, Loaded, load, load_directory};
 use rimg_formats::reference::ImageName;
 use serde_json::json;
 
@@ -20,8 +20,8 @@ use crate::terminal::{print_json, print_line};
     after_help = "Reads what `rimg save`, `docker save`, `podman save`, buildah and skopeo write, compressed or not."
 )]
 pub(crate) struct LoadArgs {
-    /// The archive; `-` is standard input
-    #[arg(short, long, default_value = "-", value_name = "FILE")]
+    /// The archive, or the folder of an OCI layout; `-` is standard input
+    #[arg(short, long, default_value = "-", value_name = "PATH")]
     input: PathBuf,
     /// The name for images that the archive gives none
     #[arg(long, value_name = "NAME")]
@@ -38,7 +38,11 @@ pub(crate) fn run(session: &Session, args: LoadArgs) -> Result<(), Failure> {
     let on_event = |event| bars.show(event);
     let options = LoadOptions { name: args.name, on_event: Some(&on_event) };
     let shown = args.input.display().to_string();
-    let loaded = load(&store, open(&args.input)?, &options).context(format!("failed to load {shown}"))?;
+    let loaded = match args.input.is_dir() {
+        true => load_directory(&store, &args.input, &options),
+        false => load(&store, open(&args.input)?, &options),
+    };
+    let loaded = loaded.context(format!("failed to load {shown}"))?;
     let name = |loaded: &Loaded| match &loaded.tag {
         Some(tag) => format!("{}:{tag}", loaded.name),
         None => loaded.name.to_string(),

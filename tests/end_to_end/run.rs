@@ -67,7 +67,7 @@ fn exit_codes_are_dockers() {
         (vec!["box", "/etc"], 126),
         (vec!["no-such-image-here.invalid/x"], 125),
         (vec!["-u", "nobody-knows", "box", "true"], 125),
-        (vec!["-w", "/etc/passwd", "box", "true"], 126),
+        (vec!["-w", "/etc/passwd", "box", "true"], 125),
     ] {
         let outcome = run(&world, &arguments);
         assert_eq!(outcome.code, code, "{arguments:?}: {}", outcome.stderr);
@@ -134,7 +134,7 @@ fn a_sandbox_is_safe_by_default() {
     assert_eq!(field("CapInh:"), "0000000000000000");
     assert_eq!(field("CapAmb:"), "0000000000000000");
     assert_eq!(field("CapBnd:"), "00000000a80425fb", "docker's fourteen");
-    assert_eq!(run(&world, &["box", "sh", "-c", "echo $$"]).ok().trim().parse::<u32>().unwrap() < 10, true);
+    assert!(run(&world, &["box", "sh", "-c", "echo $$"]).ok().trim().parse::<u32>().unwrap() < 10);
     for (what, script) in [
         ("mounting", "mount -t tmpfs none /tmp"),
         ("/proc/sysrq-trigger", "echo x > /proc/sysrq-trigger"),

@@ -2,8 +2,8 @@
 //!
 //! The layer is written like every other: sorted, with the build's times, deterministic. Modes, owners, links, devices
 //! and capabilities are kept. A directory is taken as the caller sees it: root, or a user in a user namespace, sees
-//! true owners; an ordinary user's own files become root's, since such a user could not have made root's. Sockets are
-//! left out. Nothing is read again for an unchanged directory beyond its stats.
+//! true owners; an ordinary user's own files become root's, since such a user could not have made root's, and so do
+//! those of owners that the user namespace has no number for. Sockets are left out. Nothing is read again for an unchanged directory beyond its stats.
 
 use std::io;
 
@@ -54,8 +54,25 @@ pub(crate) fn make(build: &Build<'_>, id: StepId, path: &str, span: Span) -> Res
 
 fn owners() -> Owners {
     let (uid, gid) = (geteuid(), getegid());
-    let invoker = (!uid.is_root()).then(|| (uid.as_raw(), gid.as_raw()));
-    Owners::Kept { invoker }
+    let as_root = match (uid.is_root(), in_user_namespace()) {
+        (false, _) => Some((uid.as_raw(), gid.as_raw())),
+        (true, true) => Some((overflow_id("uid"), overflow_id("gid"))),
+        (true, false) => None,
+    };
+    Owners::Kept { as_root }
+}
+
+/// Whether the host has owners that cannot be named here (user_namespaces(7), "unmapped user and group IDs").
+fn in_user_namespace() -> bool {
+    let all = |map: &str| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+    !std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| all(&map))
+}
+
+/// The number that owners without a number are shown as.
+fn overflow_id(kind: &str) -> u32 {
+    const USUAL: u32 = 65_534;
+    let text = std::fs::read_to_string(format!("/proc/sys/kernel/overflow{kind}"));
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(USUAL)
 }
 
 fn missing(span: Span, path: &str, error: &io::Error) -> BuildError {

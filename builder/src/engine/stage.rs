@@ -45,22 +45,25 @@ pub(crate) fn run(
     results: &Results<StageResult>,
 ) -> Result<StageResult, BuildError> {
     let stage = &build.graph.stages[index];
-    let mut run = observed(build, StepId { stage: stage.number, step: 0 }, || {
+    let mut idle = true;
+    let mut run = observed(build, StepId { stage: stage.number, step: 0 }, &mut idle, || {
         let (run, outcome) = begin(build, stage, results)?;
         Ok((run, outcome))
     })?;
     for (at, step) in stage.steps.iter().enumerate() {
         build.check_stopped()?;
         let id = StepId { stage: stage.number, step: at + 1 };
-        observed(build, id, || Ok(((), run.step(step, id)?)))?;
+        observed(build, id, &mut idle, || Ok(((), run.step(step, id)?)))?;
     }
     Ok(StageResult { image: run.image, scope: run.scope, tree: run.tree })
 }
 
-/// Does something as step `id`, with events before and after.
+/// Does something as step `id`, with events before and after. `idle` tells whether the stage has found everything in
+/// the cache so far: then a step that only changes the configuration changes nothing either.
 fn observed<T>(
     build: &Build<'_>,
     id: StepId,
+    idle: &mut bool,
     work: impl FnOnce() -> Result<(T, Option<StepOutcome>), BuildError>,
 ) -> Result<T, BuildError> {
     (build.events)(Event::StepStarted { id });
@@ -71,12 +74,14 @@ fn observed<T>(
         size_bytes: layer.descriptor.size,
         entries,
     };
+    *idle &= outcome.as_ref().is_none_or(|outcome| outcome.cached);
     let event = match outcome {
         Some(outcome) if outcome.cached => Event::StepCached {
             id,
-            key: outcome.key,
+            key: Some(outcome.key),
             layer: outcome.layer.as_ref().map(|layer| summary(layer, None)),
         },
+        None if *idle => Event::StepCached { id, key: None, layer: None },
         outcome => {
             let layer = outcome.as_ref().and_then(|outcome| Some((outcome.layer.as_ref()?, outcome.entries)));
             let layer = layer.map(|(layer, entries)| summary(layer, entries));

@@ -9,13 +9,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
+use std::path::Path;
 
 use super::{DOCKER_MANIFEST_FILE, DockerImage, docker};
 use crate::compression::Compression;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::layer::{EntryKind, LayerError, LayerReader, Limits, ReadMode};
-use crate::layout::{self, LayoutName};
+use crate::layout::{self, LayoutName, LayoutSource};
 use crate::manifest::{Index, MANIFEST_BYTES_MAX, ManifestOrIndex};
 use crate::reference::{ImageName, Reference, Tag};
 use crate::store::{Expect, Store, StoreError};
@@ -65,7 +66,14 @@ pub fn load(
         None => Vec::new(),
     };
     match contents.documents.get("index.json") {
-        Some(raw) => load_layout(store, &contents, layout::parse_index(raw, "index.json")?, &images, options),
+        Some(raw) => {
+            if let Some(marker) = contents.documents.get("oci-layout") {
+                layout::check_marker(marker).map_err(|reason| refused("oci-layout", &reason))?;
+            }
+            let index = layout::parse_index(raw, "index.json")?;
+            // The blobs were shown while they came in.
+            load_layout(store, &InStore { store }, &index, &images, options, None)
+        }
         None if images.is_empty() => {
             Err(TransferError::NotFound("index.json or manifest.json in the archive".to_owned()))
         }
@@ -233,26 +241,33 @@ fn follow(path: &str, target: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// The OCI way: every entry of `index.json` is an image.
-fn load_layout(
+/// Loads every image of an OCI layout directory into the store.
+pub fn load_directory(
     store: &Store,
-    contents: &Contents,
-    index: Index,
-    images: &[DockerImage],
+    directory: &Path,
     options: &LoadOptions<'_>,
 ) -> Result<Vec<Loaded>, TransferError> {
-    if let Some(marker) = contents.documents.get("oci-layout") {
-        layout::check_marker(marker).map_err(|reason| refused("oci-layout", &reason))?;
-    }
-    let source = InStore { store };
+    let source = LayoutSource::open(directory)?;
+    load_layout(store, &source, source.index(), &[], options, options.on_event)
+}
+
+/// The OCI way: every entry of `index.json` is an image.
+fn load_layout<'e>(
+    store: &Store,
+    source: &dyn ImageSource,
+    index: &Index,
+    images: &[DockerImage],
+    options: &LoadOptions<'e>,
+    on_event: Option<OnEvent<'e>>,
+) -> Result<Vec<Loaded>, TransferError> {
     let mut loaded = Vec::new();
     for entry in index.manifests() {
-        for name in names_of(&source, entry, images)? {
+        for name in names_of(source, entry, images)? {
             let repository = name.name.or_else(|| options.name.clone()).unwrap_or_else(unnamed);
             let sink = RepositorySink::new(store.repository(&repository), name.tag.iter().cloned().collect());
             // `docker save` writes indexes whose other variants were never pulled.
-            let copy = CopyOptions { platforms: Platforms::Present, ..CopyOptions::default() };
-            let root = copy_image(&source, &sink, &Version::Digest(entry.digest), &copy)?;
+            let copy = CopyOptions { platforms: Platforms::Present, on_event, ..CopyOptions::default() };
+            let root = copy_image(source, &sink, &Version::Digest(entry.digest), &copy)?;
             loaded.push(Loaded { name: repository, tag: name.tag, digest: root.digest });
         }
     }
@@ -265,7 +280,7 @@ pub(super) fn unnamed() -> ImageName {
 
 /// The names of an entry of `index.json`: its annotations, or what `manifest.json` says of the same image.
 fn names_of(
-    source: &InStore<'_>,
+    source: &dyn ImageSource,
     entry: &Descriptor,
     images: &[DockerImage],
 ) -> Result<Vec<LayoutName>, TransferError> {

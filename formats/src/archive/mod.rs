@@ -15,7 +15,7 @@ mod docker;
 mod load;
 mod write;
 
-pub use load::{LoadOptions, Loaded, load};
+pub use load::{LoadOptions, Loaded, load, load_directory};
 pub use write::{ArchiveImage, ArchiveWriter, save};
 
 /// The file in which Docker keeps what an archive holds.

@@ -192,7 +192,7 @@ fn set_up_failures_name_the_operation() {
     let mut spec = root.spec(&["true"]);
     spec.cwd = PathBuf::from("/bin/busybox");
     let error = try_run(spec).unwrap_err().to_string();
-    assert_eq!(error, "mount on /bin/busybox: it is a file, but the source is a directory");
+    assert_eq!(error, "enter the working directory /bin/busybox: it is not a directory");
     let mut spec = root.spec(&["true"]);
     spec.rootfs.lowers = vec![PathBuf::from("/nowhere/at/all")];
     let error = try_run(spec).unwrap_err().to_string();

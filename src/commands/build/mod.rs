@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rimg_builder::diagnostic::{Diagnostic, Style, render_all};
-use rimg_builder::engine::{BuildError, BuildOptions, BuildResult, Builder};
+use rimg_builder::engine::{BuildError, BuildOptions, BuildResult, Builder, UserNamespace};
 use rimg_builder::source::SourceFile;
 use rimg_formats::epoch::Epoch;
 use rimg_formats::layer::LayerCompression;
@@ -127,9 +127,11 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     let images =
         StoreThenRegistry { store: store.clone(), remote, always_pull: args.pull, display: &display };
     let builder = Builder::new(store.clone(), &images, options);
-    let needs_sandbox = builder.needs_sandbox().map_err(|error| explain(&error, &source))?;
-    if needs_sandbox {
-        super::rootless::enter()?;
+    match builder.user_namespace().map_err(|error| explain(&error, &source))? {
+        UserNamespace::Needed => drop(super::rootless::enter()?),
+        // Where it is forbidden, owners are taken as the host tells them.
+        UserNamespace::ShowsOwners => drop(super::rootless::enter()),
+        UserNamespace::Unused => {}
     }
     let steps = Steps::new(&display, &source, args.explain);
     let result = builder.build(&|event| steps.show(event)).map_err(|error| explain(&error, &source))?;

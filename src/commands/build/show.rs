@@ -60,7 +60,8 @@ impl<'a> Steps<'a> {
                 }
             }
             Event::StepCached { id, key, .. } => {
-                let detail = if self.explain { format!("key {key}") } else { String::new() };
+                let key = key.filter(|_| self.explain);
+                let detail = key.map_or_else(String::new, |key| format!("key {key}"));
                 self.end(&state, id, Outcome::Cached, detail);
             }
             Event::StepDone { id, layer, .. } => {
