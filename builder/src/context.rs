@@ -133,7 +133,11 @@ impl DiskTree {
 
     /// The nodes of names in an open directory, on all threads where there are many. A file that vanished since the
     /// directory was read was not there.
-    fn nodes(&self, parent: &OwnedFd, names: &[(Vec<u8>, LayerPath)]) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
+    fn nodes(
+        &self,
+        parent: &OwnedFd,
+        names: &[(Vec<u8>, LayerPath)],
+    ) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
         let look = |part: &[(Vec<u8>, LayerPath)]| -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
             let node = |(name, path): &(Vec<u8>, LayerPath)| {
                 let node = self.node(parent, OsStr::from_bytes(name), path);
