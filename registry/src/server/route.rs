@@ -12,7 +12,7 @@
 //! | `/v2/<name>/tags/list` | end-8 |
 //! | `/v2/<name>/referrers/<digest>` | end-12 |
 
-use hyper::StatusCode;
+use axum::http::StatusCode;
 use rimg_formats::digest::Digest;
 use rimg_formats::reference::{RepositoryName, Tag};
 
