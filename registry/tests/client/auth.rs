@@ -200,7 +200,7 @@ fn realms_that_lead_astray_are_not_asked() {
 #[test]
 fn mounting_asks_for_both_repositories() {
     let fake = guarded(|_| false, |_| Answer::status(403));
-    let repository = fake.repository().mounting_from(["base".parse().unwrap()]);
+    let repository = fake.repository().mounting_from(|_| vec!["base".parse().unwrap()]);
     assert!(repository.has_blob(&descriptor(b"x")).is_err());
     // The check already needs to push; the mount would need `base` besides.
     let asked = fake.log().into_iter().find(|line| line.contains("/token")).unwrap();
