@@ -238,6 +238,20 @@ pub(super) async fn document(
     Ok(document)
 }
 
+/// Reads a body that the request has no use for. A broken one still refuses the request: whoever sends it does not
+/// speak HTTP as we do, and what would be read as the next request is not one.
+pub(super) async fn ignore(state: &State, headers: &HeaderMap, body: Body) -> Result<(), ApiError> {
+    if headers.contains_key(EXPECT) {
+        return Ok(());
+    }
+    let (mut body, mut ignored) = (body.into_data_stream(), 0);
+    while ignored <= DRAIN_BYTES_MAX {
+        let Some(bytes) = next_bytes(&mut body, state.options.limits.body_idle).await? else { break };
+        ignored += bytes.len();
+    }
+    Ok(())
+}
+
 /// 413 for a document.
 pub(super) fn document_too_large(limit: usize, what: &str) -> ApiError {
     let message = format!("{what} may have at most {limit} bytes");

@@ -30,12 +30,17 @@ pub(super) async fn start(state: &Arc<State>, name: RepositoryName, call: Call) 
             receive::refuse_body(&call.headers, call.body).await;
             Err(refused)
         }
-        Ok(Start::Mount { digest, source }) => match mount(state, &name, digest, source, &call.caller).await?
-        {
-            Some(reply) => Ok(reply),
-            None => open(state, name, digest.algorithm()).await,
-        },
-        Ok(Start::Session(algorithm)) => open(state, name, algorithm).await,
+        Ok(Start::Mount { digest, source }) => {
+            receive::ignore(state, &call.headers, call.body).await?;
+            match mount(state, &name, digest, source, &call.caller).await? {
+                Some(reply) => Ok(reply),
+                None => open(state, name, digest.algorithm()).await,
+            }
+        }
+        Ok(Start::Session(algorithm)) => {
+            receive::ignore(state, &call.headers, call.body).await?;
+            open(state, name, algorithm).await
+        }
         Ok(Start::Whole(digest)) => {
             in_task(state, call, |state, call, place| receive_whole(state, name, digest, call, place)).await
         }
