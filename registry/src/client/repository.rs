@@ -36,7 +36,9 @@ pub struct RemoteRepository {
 }
 
 /// Names the repositories that may have a blob.
-struct MountSources(Box<dyn Fn(&Digest) -> Vec<RepositoryName> + Send + Sync>);
+type NameSources = dyn Fn(&Digest) -> Vec<RepositoryName> + Send + Sync;
+
+struct MountSources(Box<NameSources>);
 
 impl std::fmt::Debug for MountSources {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
