@@ -77,10 +77,12 @@ fn real_files_have_the_expected_plans() {
         }
         let source = source(&folder);
         let file = parse(&source).unwrap();
-        let mut options = PlanOptions::default();
-        options.target_platform = "linux/arm64".parse().unwrap();
-        options.build_platform = "linux/amd64".parse().unwrap();
-        options.build_args.insert("VERSION".to_owned(), "1.2".to_owned());
+        let options = PlanOptions {
+            target_platform: "linux/arm64".parse().unwrap(),
+            build_platform: "linux/amd64".parse().unwrap(),
+            build_args: [("VERSION".to_owned(), "1.2".to_owned())].into(),
+            ..PlanOptions::default()
+        };
         let graph = match Graph::plan(&file, &options) {
             Ok(graph) => graph,
             Err(errors) => panic!("{}: {}", folder.display(), render_all(&errors, &source, Style::Plain)),
