@@ -163,7 +163,11 @@ impl DiskTree {
 
     /// The nodes of names in an open directory, on all threads where there are many. A file that vanished since the
     /// directory was read was not there.
-    fn nodes(&self, parent: &OwnedFd, names: &[(Vec<u8>, LayerPath)]) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
+    fn nodes(
+        &self,
+        parent: &OwnedFd,
+        names: &[(Vec<u8>, LayerPath)],
+    ) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
         let look = |part: &[(Vec<u8>, LayerPath)]| -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
             let node = |(name, path): &(Vec<u8>, LayerPath)| {
                 let node = self.node(parent, OsStr::from_bytes(name), path);
@@ -234,9 +238,11 @@ impl SourceTree for DiskTree {
     }
 
     fn explain_missing(&self, path: &LayerPath) -> Option<String> {
-        let ignore = self.0.ignore.as_ref()?;
-        let on_disk = self.open_beneath(path, OFlags::PATH).is_ok();
-        let excluded = on_disk && ignore.matches_or_parent(&path.to_string());
+        let found = rustix::fs::fstat(self.open_beneath(path, OFlags::PATH).ok()?).ok()?;
+        if FileType::from_raw_mode(found.st_mode) == FileType::Socket {
+            return Some(format!("`{path}` is a socket, which images cannot hold"));
+        }
+        let excluded = self.0.ignore.as_ref()?.matches_or_parent(&path.to_string());
         excluded.then(|| format!("`{path}` exists, but .dockerignore excludes it"))
     }
 }

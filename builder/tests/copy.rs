@@ -272,6 +272,15 @@ fn pipes_and_directories_under_wellknown_names() {
     assert!(error.ends_with("/.dockerignore`: it is no regular file"), "{error}");
 }
 
+#[test]
+fn sockets_are_told_from_files_that_are_missing() {
+    let workspace = Workspace::new();
+    let _socket = std::os::unix::net::UnixListener::bind(workspace.context().join("socket")).unwrap();
+    let text = workspace.fails("FROM scratch\nCOPY socket /\n");
+    assert!(text.contains("note: `socket` is a socket, which images cannot hold"), "{text}");
+    assert_eq!(workspace.build("FROM scratch\nCOPY . /x/\n").listing().len(), 2);
+}
+
 /// Deep enough that a walk which calls itself runs out of stack.
 #[test]
 fn deep_directories_are_copied() {
