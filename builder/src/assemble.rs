@@ -15,9 +15,7 @@ use rimg_formats::platform::Platform;
 use rimg_formats::store::Image;
 
 use crate::cache::LayerRecord;
-
-/// PATH of a process when the image says nothing; also what images from scratch say.
-pub(crate) const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use crate::plan::DEFAULT_PATH;
 
 /// The mark of Dockerfile builds in histories, which scanners look for.
 const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
@@ -38,7 +36,7 @@ impl ImageState {
     /// `FROM scratch`.
     pub(crate) fn scratch(platform: Platform, epoch: Epoch) -> ImageState {
         let mut config = ImageConfig::scratch(platform, epoch);
-        config.config.env = vec![format!("PATH={PATH_DEFAULT}")];
+        config.config.env = vec![format!("PATH={DEFAULT_PATH}")];
         config.config.working_dir = "/".to_owned();
         ImageState { config, layers: Vec::new(), epoch, cmd_is_own: false }
     }
@@ -51,7 +49,7 @@ impl ImageState {
             ImageState { config: image.config, layers: layers.collect(), epoch, cmd_is_own: false };
         state.mend_history();
         if state.variable("PATH").is_none() {
-            state.config.config.env.push(format!("PATH={PATH_DEFAULT}"));
+            state.config.config.env.push(format!("PATH={DEFAULT_PATH}"));
         }
         state.config.created = Some(epoch.to_string());
         state
@@ -62,9 +60,9 @@ impl ImageState {
         ImageState { cmd_is_own: false, ..stage.clone() }
     }
 
-    /// Takes the triggers that the base left; they run right after FROM and are not inherited further.
-    pub(crate) fn take_triggers(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.config.config.on_build)
+    /// Forgets the triggers that the base left: they run right after FROM and are not inherited further.
+    pub(crate) fn drop_triggers(&mut self) {
+        self.config.config.on_build.clear();
     }
 
     /// The identity of the files so far; `None` when there are none.
@@ -252,7 +250,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(config.clone()).unwrap(),
             format!(
-                r#"{{"created":"1980-01-02T00:00:00Z","architecture":"amd64","os":"linux","config":{{"Env":["PATH={PATH_DEFAULT}"],"WorkingDir":"/"}},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#
+                r#"{{"created":"1980-01-02T00:00:00Z","architecture":"amd64","os":"linux","config":{{"Env":["PATH={DEFAULT_PATH}"],"WorkingDir":"/"}},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#
             )
         );
         let (again, same) = state().finish(BTreeMap::new());

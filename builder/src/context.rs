@@ -75,6 +75,36 @@ impl DiskTree {
         DiskTree(Arc::new(Inner { ignore: Some(ignore), ..inner }))
     }
 
+    /// The directory, as it was named.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Whether everything at `path` and below it belongs to root.
+    pub(crate) fn is_roots(&self, path: &LayerPath) -> io::Result<bool> {
+        let of_root = |stat: &Stat| (stat.st_uid, stat.st_gid) == (0, 0);
+        let is_directory = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let top = rustix::fs::fstat(self.open_beneath(path, OFlags::PATH)?)?;
+        let mut waiting = Vec::from_iter(is_directory(&top).then(|| path.clone()));
+        let mut all = of_root(&top);
+        while let Some(path) = waiting.pop().filter(|_| all) {
+            let directory = self.open_beneath(&path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            for entry in Dir::read_from(&directory)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                if name == c"." || name == c".." {
+                    continue;
+                }
+                let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                all &= of_root(&stat);
+                if is_directory(&stat) {
+                    waiting.push(path.join(name.to_bytes()).map_err(io::Error::other)?);
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Opens what lies at `path`, never following a link and never leaving the tree.
     pub(crate) fn open_beneath(&self, path: &LayerPath, flags: OFlags) -> io::Result<OwnedFd> {
         let relative = if path.is_root() { Path::new(".") } else { path.as_path() };
@@ -208,9 +238,11 @@ impl SourceTree for DiskTree {
     }
 
     fn explain_missing(&self, path: &LayerPath) -> Option<String> {
-        let ignore = self.0.ignore.as_ref()?;
-        let on_disk = rustix::fs::statat(&self.0.root, path.as_path(), AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        let excluded = on_disk && ignore.matches_or_parent(&path.to_string());
+        let found = rustix::fs::fstat(self.open_beneath(path, OFlags::PATH).ok()?).ok()?;
+        if FileType::from_raw_mode(found.st_mode) == FileType::Socket {
+            return Some(format!("`{path}` is a socket, which images cannot hold"));
+        }
+        let excluded = self.0.ignore.as_ref()?.matches_or_parent(&path.to_string());
         excluded.then(|| format!("`{path}` exists, but .dockerignore excludes it"))
     }
 }

@@ -91,7 +91,7 @@ impl CopyPlanner<'_> {
         }
         if found.node.is_directory() {
             let target = self.enter_destination()?;
-            return self.add_contents(tree, &found.path, &target, &LayerPath::root());
+            return self.add_contents(tree, &found.path, &target);
         }
         let name = found.name.file_name().unwrap_or_default().to_vec();
         if self.is_excluded(&name, false) {
@@ -144,25 +144,26 @@ impl CopyPlanner<'_> {
         Ok(landing.path)
     }
 
-    /// Plans everything in the directory `from` of `tree`. `inside` is the way from the source's root, which
-    /// `--exclude` patterns speak about.
+    /// Plans everything in the directory `from` of `tree`. `--exclude` patterns speak about the way from there.
     fn add_contents(
         &mut self,
         tree: &dyn SourceTree,
         from: &LayerPath,
         target: &LayerPath,
-        inside: &LayerPath,
     ) -> Result<(), CopyError> {
-        for (name, node) in tree.children(from)? {
-            let inside = inside.join(&name)?;
-            if self.is_excluded(inside.as_bytes(), node.is_directory()) {
-                continue;
-            }
-            let (path, source) = (target.join(&name)?, from.join(&name)?);
-            let is_directory = node.is_directory();
-            self.put(path.clone(), node)?;
-            if is_directory {
-                self.add_contents(tree, &source, &path, &inside)?;
+        let mut waiting = vec![(from.clone(), target.clone(), LayerPath::root())];
+        while let Some((from, target, inside)) = waiting.pop() {
+            for (name, node) in tree.children(&from)? {
+                let inside = inside.join(&name)?;
+                if self.is_excluded(inside.as_bytes(), node.is_directory()) {
+                    continue;
+                }
+                let (path, source) = (target.join(&name)?, from.join(&name)?);
+                let is_directory = node.is_directory();
+                self.put(path.clone(), node)?;
+                if is_directory {
+                    waiting.push((source, path, inside));
+                }
             }
         }
         Ok(())
@@ -171,29 +172,22 @@ impl CopyPlanner<'_> {
     /// Plans everything in an archive below the destination. A directory of the archive goes where the image has a
     /// link to one: bases link `/lib` to `/usr/lib`, and archives bring files for either.
     pub(crate) fn add_archive(&mut self, archive: &dyn SourceTree) -> Result<(), CopyError> {
-        let target = self.enter_destination()?;
-        self.add_archive_contents(archive, &LayerPath::root(), &target)
-    }
-
-    fn add_archive_contents(
-        &mut self,
-        archive: &dyn SourceTree,
-        from: &LayerPath,
-        target: &LayerPath,
-    ) -> Result<(), CopyError> {
-        for (name, node) in archive.children(from)? {
-            let (path, source) = (target.join(&name)?, from.join(&name)?);
-            if !node.is_directory() {
-                self.put(path, node)?;
-                continue;
-            }
-            let landing = land(self.below, &path)?;
-            if landing.path != path && landing.node.as_ref().is_some_and(SourceNode::is_directory) {
-                self.plan.ensure_directory(self.below, &landing.path, self.new_directory())?;
-                self.add_archive_contents(archive, &source, &landing.path)?;
-            } else {
-                self.put(path.clone(), node)?;
-                self.add_archive_contents(archive, &source, &path)?;
+        let mut waiting = vec![(LayerPath::root(), self.enter_destination()?)];
+        while let Some((from, target)) = waiting.pop() {
+            for (name, node) in archive.children(&from)? {
+                let (path, source) = (target.join(&name)?, from.join(&name)?);
+                if !node.is_directory() {
+                    self.put(path, node)?;
+                    continue;
+                }
+                let landing = land(self.below, &path)?;
+                if landing.path != path && landing.node.as_ref().is_some_and(SourceNode::is_directory) {
+                    self.plan.ensure_directory(self.below, &landing.path, self.new_directory())?;
+                    waiting.push((source, landing.path));
+                } else {
+                    self.put(path.clone(), node)?;
+                    waiting.push((source, path));
+                }
             }
         }
         Ok(())
@@ -223,7 +217,7 @@ impl CopyPlanner<'_> {
             self.put(place.clone(), found.node)?;
         }
         if is_directory {
-            self.add_contents(tree, &found.path, &place, &LayerPath::root())?;
+            self.add_contents(tree, &found.path, &place)?;
         }
         Ok(())
     }

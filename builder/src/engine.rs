@@ -14,10 +14,11 @@ mod options;
 mod schedule;
 mod sources;
 mod stage;
+mod unsupported;
 
-use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rimg_formats::descriptor::Descriptor;
 use rimg_formats::digest::{DiffId, Digest};
@@ -33,8 +34,9 @@ use self::schedule::run_in_order;
 pub(crate) use self::sources::{source_tree, unreadable};
 use self::stage::StageResult;
 pub(crate) use self::stage::StageRun;
+pub(crate) use self::unsupported::{unsupported_in_run, unsupported_mount};
 use crate::base::{BaseImageError, BaseImages};
-use crate::cache::Cache;
+use crate::cache::{Cache, CacheKey};
 use crate::context::DiskTree;
 use crate::diagnostic::Diagnostic;
 use crate::events::{Event, EventSink, StageOutline};
@@ -90,8 +92,12 @@ pub(crate) struct Build<'a> {
     pub(crate) events: &'a EventSink<'a>,
     images: BTreeMap<(String, String), Image>,
     context: OnceLock<DiskTree>,
+    turns: Mutex<HashMap<CacheKey, Turn>>,
     stopped: AtomicBool,
 }
+
+/// Held while a RUN step of one key is at work.
+pub(crate) type Turn = Arc<Mutex<()>>;
 
 /// A Buildfile and its plan, with the images it names.
 struct Planned {
@@ -142,6 +148,7 @@ impl<'a> Builder<'a> {
         let mut images = BTreeMap::new();
         for _ in 0..PLANS_MAX {
             let graph = Graph::plan(&file, &options)?;
+            unsupported::check(&graph)?;
             self.resolve_images(&graph, &mut images)?;
             let triggers = triggers(&graph, &images, &self.options.platform);
             if triggers == options.triggers {
@@ -230,6 +237,7 @@ impl<'a> Builder<'a> {
             events,
             images: planned.images,
             context: OnceLock::new(),
+            turns: Mutex::default(),
             stopped: AtomicBool::new(false),
         }
     }
@@ -297,6 +305,12 @@ impl Build<'_> {
     pub(crate) fn image(&self, stage: &Stage, name: &str) -> &Image {
         let key = (name.to_owned(), self.platform_of(stage));
         self.images.get(&key).expect("every image of the graph is resolved before its stages run")
+    }
+
+    /// What two stages that run the same step at the same time take in turn: the second finds the first one's result.
+    pub(crate) fn turn(&self, key: CacheKey) -> Turn {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.entry(key).or_default().clone()
     }
 
     /// Whether another stage failed.

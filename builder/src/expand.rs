@@ -7,7 +7,6 @@
 mod pattern;
 
 use self::pattern::Pattern;
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// How deep forms may nest. People write two or three; the limit keeps the stack safe.
@@ -26,8 +25,6 @@ pub struct Expansion {
     pub text: String,
     /// The text split at blanks outside quotes, after variables were filled in.
     pub words: Vec<String>,
-    /// Every variable that was asked for, set or not. Belongs in the cache key of whatever uses the text.
-    pub used: BTreeSet<String>,
     /// Variables that were not set where the form says nothing of that case, with their places in the word.
     pub undefined: Vec<(String, Range<usize>)>,
 }
@@ -113,19 +110,10 @@ impl<'a> Expander<'a> {
     /// # Errors
     /// [`ExpandError`] with the place in `word`.
     pub fn expand(&self, word: &str) -> Result<Expansion, ExpandError> {
-        let mut run =
-            Run { rules: self, word, at: 0, depth: 0, used: BTreeSet::new(), undefined: Vec::new() };
+        let mut run = Run { rules: self, word, at: 0, depth: 0, undefined: Vec::new() };
         let (text, words) = run.until(None, false)?;
-        Ok(Expansion { text, words: words.finish(), used: run.used, undefined: run.undefined })
+        Ok(Expansion { text, words: words.finish(), undefined: run.undefined })
     }
-}
-
-/// Expands a word and splits it at blanks outside quotes, *after* variables were filled in.
-///
-/// # Errors
-/// As [`Expander::expand`].
-pub fn process_words(word: &str, lookup: &Lookup<'_>, escape: char) -> Result<Vec<String>, ExpandError> {
-    Ok(Expander::new(&|name| lookup(name), escape).expand(word)?.words)
 }
 
 /// Words under construction: blanks end a word unless they were quoted or escaped.
@@ -164,7 +152,6 @@ struct Run<'a, 'w> {
     word: &'w str,
     at: usize,
     depth: usize,
-    used: BTreeSet<String>,
     undefined: Vec<(String, Range<usize>)>,
 }
 
@@ -345,7 +332,7 @@ impl Run<'_, '_> {
         start: usize,
     ) -> Expanded<String> {
         let (word, _) = self.operand(start, '}', false)?;
-        let value = self.get(&name);
+        let value = (self.rules.lookup)(&name);
         let set = value.as_ref().is_some_and(|value| !(empty_is_unset && value.is_empty()));
         let state = if value.is_some() { "empty" } else { "unset" };
         match (operator, set) {
@@ -439,20 +426,15 @@ impl Run<'_, '_> {
         rest[..length].to_owned()
     }
 
-    fn get(&mut self, name: &str) -> Option<String> {
-        self.used.insert(name.to_owned());
-        (self.rules.lookup)(name)
-    }
-
     fn value_or_undefined(&mut self, name: String, start: usize) -> String {
-        self.get(&name).unwrap_or_else(|| {
+        (self.rules.lookup)(&name).unwrap_or_else(|| {
             self.undefined.push((name, start..self.at));
             String::new()
         })
     }
 
     fn plain(&mut self, name: String, start: usize) -> String {
-        match self.get(&name) {
+        match (self.rules.lookup)(&name) {
             Some(value) => value,
             None if self.rules.keep_unset => self.word[start..self.at].to_owned(),
             None => {

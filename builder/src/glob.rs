@@ -21,7 +21,6 @@ pub enum GlobError {
 /// A source of COPY or ADD as a pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Glob {
-    text: String,
     matcher: Matcher,
 }
 
@@ -32,45 +31,13 @@ impl Glob {
     /// # Errors
     /// [`GlobError`] as `filepath.Match` would give `ErrBadPattern`.
     pub fn parse(pattern: &str, double_star: bool) -> Result<Glob, GlobError> {
-        Ok(Glob { text: pattern.to_owned(), matcher: Matcher::parse(pattern, double_star)? })
+        Ok(Glob { matcher: Matcher::parse(pattern, double_star)? })
     }
 
     /// Whether the pattern matches the whole path (separated by `/`, no leading one unless the pattern
     /// has it).
     pub fn matches(&self, path: &str) -> bool {
         self.matcher.matches(path)
-    }
-
-    /// Whether something below the directory could match, so that it must be walked.
-    pub fn can_match_below(&self, directory: &str) -> bool {
-        if directory.is_empty() || directory == "." {
-            return true;
-        }
-        self.matcher.can_continue(&format!("{}/", directory.trim_end_matches('/')))
-    }
-
-    /// The pattern as written.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// Whether the pattern can match more than one path. Without wildcards a source that does not
-    /// exist is an error; with them it is tolerated.
-    pub fn has_wildcards(&self) -> bool {
-        has_wildcards(&self.text)
-    }
-
-    /// The one path it matches, escapes removed, if it has no wildcards.
-    pub fn literal(&self) -> Option<String> {
-        (!self.has_wildcards()).then(|| without_escapes(&self.text))
-    }
-
-    /// The directory below which all matches lie: the leading components without wildcards.
-    pub fn base(&self) -> String {
-        let fixed = self.text.split('/').take_while(|part| !has_wildcards(part)).collect::<Vec<_>>();
-        let whole = fixed.len() == self.text.split('/').count();
-        let fixed = if whole { &fixed[..fixed.len() - 1] } else { &fixed[..] };
-        without_escapes(&fixed.join("/"))
     }
 }
 
@@ -89,7 +56,8 @@ pub fn has_wildcards(text: &str) -> bool {
     false
 }
 
-fn without_escapes(text: &str) -> String {
+/// The text that a pattern without wildcards means.
+pub(crate) fn without_escapes(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut characters = text.chars();
     while let Some(character) = characters.next() {
@@ -333,13 +301,9 @@ mod tests {
     }
 
     #[test]
-    fn where_to_walk() {
-        let glob = Glob::parse("src/*/x.[ch]", false).unwrap();
-        assert_eq!((glob.base().as_str(), glob.has_wildcards(), glob.literal()), ("src", true, None));
-        assert!(glob.can_match_below("src") && glob.can_match_below("src/lib") && glob.can_match_below(""));
-        assert!(!glob.can_match_below("doc") && !glob.can_match_below("src/lib/deep"));
-        let plain = Glob::parse("a/b\\*c", false).unwrap();
-        assert_eq!((plain.base().as_str(), plain.literal().as_deref()), ("a", Some("a/b*c")));
+    fn escapes_hide_wildcards() {
+        assert!(has_wildcards("a/*") && has_wildcards("a[b") && !has_wildcards("a\\*b\\["));
+        assert_eq!(without_escapes("a/b\\*c\\"), "a/b*c");
     }
 
     #[test]

@@ -44,7 +44,6 @@ pub struct IgnorePatterns {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pattern {
-    text: String,
     negated: bool,
     matcher: Matcher,
 }
@@ -92,9 +91,8 @@ impl IgnorePatterns {
             if patterns.len() >= IGNORE_PATTERNS_MAX {
                 return Err(IgnoreError::TooLarge);
             }
-            let text = clean(text);
-            let matcher = compile(&text).map_err(|reason| IgnoreError::Pattern { line, reason })?;
-            patterns.push(Pattern { text, negated, matcher });
+            let matcher = compile(&clean(text)).map_err(|reason| IgnoreError::Pattern { line, reason })?;
+            patterns.push(Pattern { negated, matcher });
         }
         Ok(IgnorePatterns { patterns })
     }
@@ -102,13 +100,6 @@ impl IgnorePatterns {
     /// Whether there is no pattern at all.
     pub fn is_empty(&self) -> bool {
         self.patterns.is_empty()
-    }
-
-    /// The patterns, cleaned; negated ones with their `!`.
-    pub fn texts(&self) -> impl Iterator<Item = String> {
-        self.patterns
-            .iter()
-            .map(|pattern| format!("{}{}", if pattern.negated { "!" } else { "" }, pattern.text))
     }
 
     /// Whether the path is ignored: the last pattern that matches it or a directory above it decides.
@@ -258,7 +249,8 @@ mod tests {
     fn files_are_read_as_docker_reads_them() {
         let text = "\u{feff}# comment\r\n\n  /a/b/ \r\n #not a comment\n! c \n";
         let patterns = IgnorePatterns::parse(text.as_bytes()).unwrap();
-        assert_eq!(patterns.texts().collect::<Vec<_>>(), ["a/b", "#not a comment", "!c"]);
+        let expected = IgnorePatterns::from_patterns(["a/b", "#not a comment", "!c"]);
+        assert_eq!(Ok(patterns), expected);
         assert_eq!(IgnorePatterns::parse(b"a\n!"), Err(IgnoreError::LoneNegation { line: 2 }));
         let error = IgnorePatterns::parse(b"a\n[").unwrap_err();
         assert!(error.to_string().starts_with("line 2: bad pattern `[`"), "{error}");

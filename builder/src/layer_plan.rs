@@ -78,13 +78,17 @@ impl LayerPlan {
         from: &LayerPath,
         to: &LayerPath,
     ) -> io::Result<()> {
-        for (name, node) in tree.children(from)? {
-            let source = from.join(&name).map_err(io::Error::other)?;
-            let path = to.join(&name).map_err(io::Error::other)?;
-            let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
-            self.put_anew(path.clone(), node, owner)?;
-            if is_directory {
-                self.put_contents(tree, &source, &path)?;
+        // No recursion here and in the walks of COPY: directories of strangers may be nested as deep as a path goes.
+        let mut waiting = vec![(from.clone(), to.clone())];
+        while let Some((from, to)) = waiting.pop() {
+            for (name, node) in tree.children(&from)? {
+                let source = from.join(&name).map_err(io::Error::other)?;
+                let path = to.join(&name).map_err(io::Error::other)?;
+                let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
+                self.put_anew(path.clone(), node, owner)?;
+                if is_directory {
+                    waiting.push((source, path));
+                }
             }
         }
         Ok(())
@@ -152,30 +156,40 @@ impl LayerPlan {
         path: &LayerPath,
         new: NewDirectory,
     ) -> Result<(), PlanConflict> {
-        if path.is_root() {
-            return Ok(());
+        let mut missing = Vec::new();
+        let mut at = Some(path.clone());
+        while let Some(directory) = at.filter(|directory| !directory.is_root()) {
+            if let Some(planned) = self.entries.get(&directory) {
+                match &planned.entry.kind {
+                    EntryKind::Directory => break,
+                    kind => return Err(PlanConflict::OtherByDirectory(directory, kind_name(kind))),
+                }
+            }
+            at = directory.parent();
+            missing.push(directory);
         }
-        if let Some(planned) = self.entries.get(path) {
-            return match &planned.entry.kind {
-                EntryKind::Directory => Ok(()),
-                kind => Err(PlanConflict::OtherByDirectory(path.clone(), kind_name(kind))),
-            };
-        }
-        if let Some(parent) = path.parent() {
-            self.ensure_directory(below, &parent, new)?;
-        }
+        missing.into_iter().rev().try_for_each(|directory| self.add_directory(below, directory, new))
+    }
+
+    /// Plans a directory whose parents are planned.
+    fn add_directory(
+        &mut self,
+        below: &dyn SourceTree,
+        path: LayerPath,
+        new: NewDirectory,
+    ) -> Result<(), PlanConflict> {
         let mut entry = Entry::new(path.clone(), EntryKind::Directory, new.mode);
         (entry.uid, entry.gid) = new.owner;
-        if let Some(found) = below.lookup(path)? {
+        if let Some(found) = below.lookup(&path)? {
             if !found.is_directory() {
-                return Err(PlanConflict::OtherByDirectory(path.clone(), kind_name(&found.kind)));
+                return Err(PlanConflict::OtherByDirectory(path, kind_name(&found.kind)));
             }
             entry.mode = found.mode;
             (entry.uid, entry.gid) = found.owner.unwrap_or((0, 0));
             entry.xattrs = found.xattrs;
             entry.mtime = found.mtime;
         }
-        self.entries.insert(path.clone(), PlannedEntry { entry, content: Content::None, identity: None });
+        self.entries.insert(path, PlannedEntry { entry, content: Content::None, identity: None });
         Ok(())
     }
 

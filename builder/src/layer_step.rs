@@ -6,12 +6,12 @@
 //! between hashing and writing spoils nothing.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rimg_formats::descriptor::Descriptor;
-use rimg_formats::digest::{Algorithm, Digest, DigestWriter};
+use rimg_formats::digest::Digest;
 use rimg_formats::layer::{
     Entry, EntryKind, FinishedLayer, LayerCompression, LayerIndex, LayerOptions, LayerWriter, MtimePolicy,
     WriteError,
@@ -25,7 +25,7 @@ use crate::context::DiskFile;
 use crate::layer_plan::{LayerPlan, PlannedEntry};
 use crate::layer_tree::prepare_sources;
 use crate::source_tree::Content;
-use crate::stat_cache::{StatCache, now_ns, stamp_of};
+use crate::stat_cache::{StatCache, hash, now_ns, stamp_of};
 
 /// Why a layer could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +87,9 @@ impl LayerMaker {
     ) -> Result<StepOutcome, LayerStepError> {
         let entries = plan.into_entries();
         if entries.is_empty() {
+            // Nothing is to be done, and nothing was: no different from having found it.
             let key = self.file_inputs(std::iter::empty()).key();
-            return Ok(StepOutcome { key, cached: false, layer: None, entries: None });
+            return Ok(StepOutcome { key, cached: true, layer: None, entries: None });
         }
         if self.cache.knows(slot)? {
             let digests = self.digests(&entries)?;
@@ -267,12 +268,6 @@ fn claim<'a, T>(next: &AtomicUsize, items: &'a [T]) -> Option<(usize, &'a T)> {
 
 fn stamp(file: &File) -> io::Result<FileStamp> {
     Ok(stamp_of(&rustix::fs::fstat(file)?))
-}
-
-fn hash(mut content: impl Read) -> io::Result<Digest> {
-    let mut writer = DigestWriter::new(io::sink(), Algorithm::Sha256);
-    io::copy(&mut content, &mut writer)?;
-    Ok(writer.finish().0)
 }
 
 /// The digest of entries with their contents: everything that the layer's bytes depend on.

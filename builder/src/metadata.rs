@@ -6,10 +6,10 @@ use serde_json::{Map, Value};
 use crate::assemble::{ImageState, quoted_list};
 use crate::plan::{Expanded, ExpandedCommand, ExpandedHealthcheck};
 
-/// Applies an instruction to the image; `false` when it is one that works on files.
-pub(crate) fn apply(image: &mut ImageState, instruction: &Expanded) -> bool {
+/// Applies an instruction to the image; those that work on files are left to others.
+pub(crate) fn apply(image: &mut ImageState, instruction: &Expanded) {
     let created_by = match instruction {
-        Expanded::Add(_) | Expanded::Copy(_) | Expanded::Run(_) | Expanded::Workdir(_) => return false,
+        Expanded::Add(_) | Expanded::Copy(_) | Expanded::Run(_) | Expanded::Workdir(_) => return,
         Expanded::Arg(arguments) => {
             let texts = arguments.iter().map(|argument| match &argument.value {
                 Some(value) => format!("{}={value}", argument.name),
@@ -74,7 +74,6 @@ pub(crate) fn apply(image: &mut ImageState, instruction: &Expanded) -> bool {
         }
     };
     image.add_metadata(created_by);
-    true
 }
 
 fn pair_texts(pairs: &[(String, String)]) -> String {

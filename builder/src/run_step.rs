@@ -14,6 +14,7 @@ mod workspace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::PoisonError;
 
 use rimg_formats::layer::{Entry, EntryKind, LayerWriter, Limits, Mtime, MtimePolicy};
 use rimg_runner::snapshots::changes::Changes;
@@ -25,7 +26,7 @@ use self::mounts::MountPlan;
 use self::workspace::RunWorkspace;
 use crate::cache::{Lookup, Slot, StepInputs, StepRecord};
 use crate::diagnostic::Diagnostic;
-use crate::engine::{Build, BuildError, RunFailure, StageRun, step_error};
+use crate::engine::{Build, BuildError, RunFailure, StageRun, step_error, unsupported_in_run};
 use crate::events::{Event, StepId};
 use crate::layer_step::{LayerStepError, StepOutcome};
 use crate::plan::{ExpandedRun, RunCommand, Step};
@@ -45,13 +46,19 @@ pub(crate) fn run(
     instruction: &ExpandedRun,
     id: StepId,
 ) -> Result<StepOutcome, BuildError> {
-    refuse_unsupported(instruction)?;
+    let refused = unsupported_in_run(instruction.security.as_ref(), &instruction.devices);
+    if !refused.is_empty() {
+        return Err(refused.into());
+    }
     let span = step.instruction.span;
     let mounts = MountPlan::new(stage, step, instruction)?;
     let inputs = inputs(stage, instruction, &mounts);
     let slot = Slot::new(&step.instruction.text);
     let key = inputs.key();
     let maker = &stage.build.maker;
+    let turn = stage.build.turn(key);
+    let held = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    stage.build.check_stopped()?;
     let outcome = match maker.cache.look_up(slot, &inputs)? {
         Lookup::Hit(layer) => {
             StepOutcome { key, cached: true, layer: layer.map(|layer| *layer), entries: None }
@@ -64,20 +71,10 @@ pub(crate) fn run(
             StepOutcome { key, cached: false, layer: outcome.0, entries: outcome.1 }
         }
     };
+    drop(held);
     let created_by = history_line(stage, instruction);
     stage.take(&outcome, created_by)?;
     Ok(outcome)
-}
-
-fn refuse_unsupported(instruction: &ExpandedRun) -> Result<(), BuildError> {
-    let mut errors = Vec::new();
-    if let Some(security) = instruction.security.as_ref().filter(|security| security.text == "insecure") {
-        errors.push(Diagnostic::not_supported(security.span, "`--security=insecure`"));
-    }
-    if let Some(device) = instruction.devices.first() {
-        errors.push(Diagnostic::not_supported(device.span, "`--device`"));
-    }
-    if errors.is_empty() { Ok(()) } else { Err(errors.into()) }
 }
 
 /// The final argument list.

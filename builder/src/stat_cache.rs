@@ -6,7 +6,6 @@
 //! change time was already older than [`RACY_NANOSECONDS`] when reading began; until then the file is read again.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Mutex;
 
@@ -98,13 +97,16 @@ impl StatCache {
     }
 }
 
-fn hash(mut file: &File) -> io::Result<Digest> {
+/// The digest of everything that can be read.
+pub(crate) fn hash(mut content: impl Read) -> io::Result<Digest> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
-        match file.read(&mut chunk)? {
-            0 => return Ok(hasher.finish()),
-            length => hasher.update(&chunk[..length]),
+        match content.read(&mut chunk) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(length) => hasher.update(&chunk[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }

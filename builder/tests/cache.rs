@@ -48,6 +48,15 @@ fn an_unchanged_build_does_nothing() {
     assert_eq!(second.digest(), first.digest());
 }
 
+/// A directory that is there already is nothing to make, however often it is asked for.
+#[test]
+fn a_working_directory_that_exists_is_no_work() {
+    let workspace = workspace();
+    let text = "FROM scratch\nCOPY dir /dir\nWORKDIR /dir\nLABEL l=1\n";
+    workspace.build(text);
+    assert_eq!(workspace.build(text).steps(), ["0.0 cached", "0.1 cached", "0.2 cached", "0.3 cached"]);
+}
+
 #[test]
 fn what_changes_a_key_and_what_does_not() {
     type Change = fn(&Workspace);

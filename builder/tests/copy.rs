@@ -5,6 +5,7 @@
 mod kit;
 
 use kit::Workspace;
+use rimg_builder::engine::BuildOptions;
 
 /// Builds `COPY` lines on a small base and returns the listing without the base's own entries.
 fn copied(lines: &str) -> Vec<String> {
@@ -60,6 +61,7 @@ fn destinations() {
                 "l777 0:0 x/up -> ../one",
             ],
         ),
+        ("COPY t\\\\ree/[s]ub/b /x", &["f644 0:0 x = b"]),
         ("COPY tree/sub/b tree/a /dir/", &["f644 0:0 dir/a = a", "f644 0:0 dir/b = b"]),
         ("WORKDIR /w\nCOPY one .", &["d755 0:0 w", "f644 0:0 w/one = 1"]),
         ("WORKDIR /w\nWORKDIR v\nCOPY one ../", &["d755 0:0 w", "f644 0:0 w/one = 1", "d755 0:0 w/v"]),
@@ -220,9 +222,76 @@ fn errors() {
         ("COPY --chown=nobody one /x", "user `nobody` is not in the image's /etc/passwd"),
         ("COPY --chown=0:none one /x", "group `none` is not in the image's /etc/group"),
         ("ADD https://example.com/x /x", "ADD of a URL or git repository is not supported yet"),
+        ("ARG at=git@host\nADD $at:x /x", "ADD of a URL or git repository is not supported yet"),
+        ("WORKDIR /etc/passwd", "`/etc/passwd` cannot be a working directory: it is a file"),
     ];
     for (lines, expected) in table {
         let text = workspace().fails(&format!("FROM scratch\nCOPY base/ /\n{lines}\n"));
         assert!(text.contains(expected), "{lines}: {text}");
     }
+}
+
+/// Whatever cannot be done is told before anything is done, and all of it.
+#[test]
+fn what_is_not_supported_is_told_at_once() {
+    let workspace = workspace();
+    let text = workspace.fails(
+        "FROM nowhere.invalid/image AS a\nADD https://example.com/x git@example.com:y /x/\nRUN --mount=type=ssh --security=insecure true\n\
+         FROM scratch\nONBUILD ADD https://example.com/later /\nRUN --mount=type=cache,target=/c,from=a true\nCOPY missing /\n",
+    );
+    let heads: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("error") || line.contains("-->")).collect();
+    assert_eq!(
+        heads,
+        [
+            "error: ADD of a URL or git repository is not supported yet",
+            " --> Buildfile:2:5",
+            "error: ADD of a URL or git repository is not supported yet",
+            " --> Buildfile:2:27",
+            "error: `--mount=type=ssh` is not supported yet",
+            " --> Buildfile:3:5",
+            "error: `--security=insecure` is not supported yet",
+            " --> Buildfile:3:33",
+            "error: a cache mount that starts with content is not supported yet",
+            " --> Buildfile:6:5",
+        ]
+    );
+}
+
+/// Names that a stranger's context brings and that are opened without being asked for.
+#[test]
+fn pipes_and_directories_under_wellknown_names() {
+    let workspace = Workspace::new();
+    std::fs::create_dir(workspace.context().join("Buildfile")).unwrap();
+    workspace.file("Dockerfile", "FROM scratch\n");
+    let found = BuildOptions::for_context(&workspace.context(), None).unwrap();
+    assert!(found.buildfile.name().ends_with("/Dockerfile"));
+    let pipe = workspace.context().join(".dockerignore");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
+    let error = BuildOptions::for_context(&workspace.context(), None).unwrap_err().to_string();
+    assert!(error.ends_with("/.dockerignore`: it is no regular file"), "{error}");
+}
+
+#[test]
+fn sockets_are_told_from_files_that_are_missing() {
+    let workspace = Workspace::new();
+    let _socket = std::os::unix::net::UnixListener::bind(workspace.context().join("socket")).unwrap();
+    let text = workspace.fails("FROM scratch\nCOPY socket /\n");
+    assert!(text.contains("note: `socket` is a socket, which images cannot hold"), "{text}");
+    assert_eq!(workspace.build("FROM scratch\nCOPY . /x/\n").listing().len(), 2);
+}
+
+/// Deep enough that a walk which calls itself runs out of stack.
+#[test]
+fn deep_directories_are_copied() {
+    let workspace = Workspace::new();
+    let mut directory = std::fs::File::open(workspace.context()).unwrap();
+    for _ in 0..1000 {
+        rustix::fs::mkdirat(&directory, "d", 0o755.into()).unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        directory = rustix::fs::openat(&directory, "d", flags, 0.into()).unwrap().into();
+    }
+    let built = workspace.build("FROM scratch\nCOPY d /x/\n");
+    let (layer, _) = &built.result.layers[0];
+    assert_eq!(workspace.store.layer_index(&layer.digest).unwrap().entries.len(), 1000);
 }

@@ -23,6 +23,8 @@ fn main() {
         ("failures_are_told_at_their_line", failures_are_told_at_their_line),
         ("mounts", mounts),
         ("stages_run_side_by_side", stages_run_side_by_side),
+        ("bound_files_are_roots_and_keep_their_times", bound_files_are_roots_and_keep_their_times),
+        ("equal_steps_of_two_stages_run_once", equal_steps_of_two_stages_run_once),
     ];
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     assert!(Path::new("/bin/busybox").exists(), "/bin/busybox is missing: apt-get install busybox-static");
@@ -107,6 +109,8 @@ fn changes_become_a_layer() {
     );
     let history = built.config().history;
     assert!(history.last().unwrap().created_by.as_ref().unwrap().starts_with("RUN /bin/sh -c echo new"));
+    // What a killed build left; no process has that number.
+    fs::create_dir_all(workspace.store.snapshots_dir().join(".new-4194305-run-0/upper/x")).unwrap();
     let nothing = workspace.build(&format!("{BASE}RUN true\nRUN cat /dir/a\n"));
     assert_eq!(nothing.result.layers.len(), 1);
     assert_eq!(nothing.config().history.iter().filter(|line| line.empty_layer).count(), 3);
@@ -262,4 +266,36 @@ fn stages_run_side_by_side() {
         wait("b", "a"),
     );
     assert_eq!(workspace.build(&text).listing(), ["f644 0:0 a = a", "f644 0:0 b = b"]);
+}
+
+/// Whoever checked the files out, and whether or not they had to be copied.
+fn bound_files_are_roots_and_keep_their_times() {
+    let workspace = workspace();
+    workspace.file("data/x", "x").file("data/hidden", "h");
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    for name in ["data/x", "data/hidden"] {
+        let file = fs::File::options().write(true).open(workspace.context().join(name)).unwrap();
+        file.set_modified(time).unwrap();
+    }
+    let look = |again: u32| {
+        output(&workspace.build(&format!(
+            "{BASE}ENV AGAIN={again}\nRUN --mount=target=/m,source=data stat -c '%u %g %Y' /m/x && stat -c %u /m\n"
+        )))
+    };
+    let expected = ["0 0 1000000000", "0"];
+    assert_eq!(look(1), expected);
+    workspace.file(".dockerignore", "data/hidden\n");
+    assert_eq!(look(2), expected);
+    fs::remove_file(workspace.context().join(".dockerignore")).unwrap();
+    std::os::unix::fs::chown(workspace.context().join("data/x"), Some(1000), Some(1000)).unwrap();
+    assert_eq!(look(3), expected);
+}
+
+fn equal_steps_of_two_stages_run_once() {
+    let workspace = workspace();
+    let step = "RUN --mount=type=cache,target=/c echo ran >> /c/n && sleep 0.3 && cat /c/n > /n\n";
+    let built = workspace.build(&format!(
+        "FROM ./rootfs AS base\nENV PATH=/bin\nFROM base AS a\n{step}FROM base AS b\n{step}FROM scratch\nCOPY --from=a /n /a\nCOPY --from=b /n /b\n"
+    ));
+    assert_eq!(built.listing(), ["f644 0:0 a = ran", "f644 0:0 b = ran"]);
 }

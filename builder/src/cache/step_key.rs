@@ -1,22 +1,23 @@
 //! [`CacheKey`]: the identity of what a step would do, and the table of what enters it.
 //!
-//! | input | `COPY`, `ADD` of files, `WORKDIR`, `FROM dir` | `ADD` of an archive, `FROM tar` | `RUN` |
-//! |---|---|---|---|
-//! | `format`: version of this table and of the layer format | ✓ | ✓ | ✓ |
-//! | `compression` and level of the blob | ✓ | ✓ | ✓ |
-//! | `times`: the constant time, or `preserve` | ✓ | ✓ | ✓ |
-//! | `below`: ChainID of the layers under the step | – (1) | ✓ | ✓ |
-//! | `files`: path, type, mode, owner, extended attributes, link target, content digest of each entry (2) | ✓ | parents only | – |
-//! | `archive`: digest of its bytes; `destination`, `ownership` | – | ✓ | – |
-//! | `command`: the final argument list, with heredoc bodies | – | – | ✓ |
-//! | `environment NAME`: each variable, `ARG`s in scope included | – | – | ✓ |
-//! | `user`, `working directory`, `hostname`, `network`, `platform` | – | – | ✓ |
-//! | `mount TARGET`: options, and for `bind` the content that it shows | – | – | ✓ (3) |
+//! | input | `COPY`, `ADD`, `WORKDIR`, `FROM dir`, `FROM tar` | `RUN` |
+//! |---|---|---|
+//! | `format`: version of this table and of the layer format | ✓ | ✓ |
+//! | `compression` and level of the blob | ✓ | ✓ |
+//! | `times`: the constant time, or `preserve` | ✓ | ✓ |
+//! | `files`: path, type, mode, owner, extended attributes, link target, content digest of each entry (1) | ✓ (2) | – |
+//! | `the layers below`: their ChainID | – | ✓ |
+//! | `command`: the final argument list, with heredoc bodies; `script`: a heredoc that begins with `#!` | – | ✓ |
+//! | `environment NAME`: each variable, `ARG`s in scope included | – | ✓ |
+//! | `user`, `working directory`, `hostname`, `network`, `platform` | – | ✓ |
+//! | `mount TARGET`: options, and for `bind` the content that it shows | – | ✓ (3) |
 //!
 //! 1. The entries are what the layer will be, byte for byte: destination symlinks, names in `/etc/passwd`, missing
-//!    parents are already resolved in them. A layer is therefore found again on top of any base.
+//!    parents, the entries of an archive are already resolved in them. A layer is therefore found again on top of any
+//!    base, and whether its files came one by one or in an archive.
 //! 2. Modification times only with `--timestamps=preserve`; never device, inode or path of the source.
-//! 3. The content of cache mounts and secrets never enters a key; their declaration does.
+//! 3. The content of cache mounts and secrets never enters a key; their declaration does. Of files shown by a bind
+//!    mount the times do not enter either, though the process can see them.
 //!
 //! What does not enter: the instruction's spelling, its place in the file, names of stages and images (their content
 //! does), metadata instructions. The spelling serves as [`Slot`], to find the nearest earlier entry of a miss.
@@ -33,13 +34,6 @@ pub(crate) const KEY_FORMAT: &str = "1";
 /// The identity of what a step would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CacheKey(Digest);
-
-impl CacheKey {
-    /// The first twelve hex digits, as progress shows them.
-    pub fn short(&self) -> String {
-        self.0.short_hex()
-    }
-}
 
 impl fmt::Display for CacheKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

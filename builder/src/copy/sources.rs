@@ -7,7 +7,7 @@ use rimg_formats::layer::LayerPath;
 
 use super::CopyError;
 use super::destination::clean;
-use crate::glob::{Glob, has_wildcards};
+use crate::glob::{Glob, has_wildcards, without_escapes};
 use crate::source_tree::{Landing, SourceNode, SourceTree, land};
 use crate::suggest;
 
@@ -79,13 +79,11 @@ fn plain(tree: &dyn SourceTree, path: LayerPath) -> Result<LayerPath, CopyError>
     {
         return Ok(path);
     }
-    let mut unescaped = Vec::new();
-    let mut bytes = path.as_bytes().iter();
-    while let Some(byte) = bytes.next() {
-        let byte = if *byte == b'\\' { bytes.next().unwrap_or(byte) } else { byte };
-        unescaped.push(*byte);
+    // Escapes are ASCII: where they stand does not depend on bytes that are no UTF-8.
+    match std::str::from_utf8(path.as_bytes()) {
+        Ok(text) => Ok(clean(without_escapes(text).as_bytes())?),
+        Err(_) => Ok(path),
     }
-    Ok(clean(&unescaped)?)
 }
 
 /// Follows a path's links; a file where a directory should be means that nothing is there.
@@ -111,7 +109,8 @@ fn expand(tree: &dyn SourceTree, pattern: &str, double_star: bool) -> Result<Vec
             continue;
         }
         if !has_wildcards(component) {
-            names = names.iter().map(|name| name.join(component)).collect::<Result<_, _>>()?;
+            let component = without_escapes(component);
+            names = names.iter().map(|name| name.join(&component)).collect::<Result<_, _>>()?;
             continue;
         }
         let matcher = Glob::parse(component, false).map_err(io::Error::other)?;
@@ -140,16 +139,19 @@ fn add_directories(
     directory: LayerPath,
     all: &mut Vec<LayerPath>,
 ) -> Result<(), CopyError> {
-    let Some(Landing { path, node: Some(node) }) = land_source(tree, &directory)? else { return Ok(()) };
-    if !node.is_directory() {
-        return Ok(());
-    }
-    for (child, node) in tree.children(&path)? {
-        if node.is_directory() {
-            add_directories(tree, directory.join(&child)?, all)?;
+    let mut waiting = vec![directory];
+    while let Some(directory) = waiting.pop() {
+        let Some(Landing { path, node: Some(node) }) = land_source(tree, &directory)? else { continue };
+        if !node.is_directory() {
+            continue;
         }
+        for (child, node) in tree.children(&path)? {
+            if node.is_directory() {
+                waiting.push(directory.join(&child)?);
+            }
+        }
+        all.push(directory);
     }
-    all.push(directory);
     Ok(())
 }
 

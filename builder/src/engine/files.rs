@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::error::BuildError;
 use super::sources::source_tree;
 use super::stage::StageRun;
+use super::unsupported::unsupported_source;
 use crate::add;
 use crate::cache::Slot;
 use crate::copy::destination::{Destination, clean};
@@ -14,7 +15,7 @@ use crate::copy::{CopyError, CopyPlanner, CopyRules, find_sources};
 use crate::diagnostic::Diagnostic;
 use crate::events::{Event, StepId};
 use crate::ignore::IgnorePatterns;
-use crate::layer_plan::{LayerPlan, NewDirectory};
+use crate::layer_plan::{LayerPlan, NewDirectory, PlanConflict};
 use crate::layer_step::{LayerStepError, StepOutcome};
 use crate::plan::{ExpandedAdd, ExpandedCopy, ExpandedSource, ExpandedTransfer, Step};
 use crate::source::Span;
@@ -68,18 +69,13 @@ pub(crate) fn add(
     make(run, step, plan, "ADD", transfer, id)
 }
 
-/// What ADD fetches over a network.
+/// What ADD would fetch over a network, and what only such sources take.
 fn refuse_remote(add: &ExpandedAdd) -> Result<(), BuildError> {
-    let mut errors = Vec::new();
-    for source in &add.transfer.sources {
-        let ExpandedSource::Path(path) = source else { continue };
-        let remote =
-            ["http://", "https://", "git://", "ssh://", "git@"].iter().any(|at| path.text.starts_with(at));
-        if remote {
-            let error = Diagnostic::not_supported(path.span, "ADD of a URL or git repository");
-            errors.push(error.help("download it into the context, or fetch it in a RUN step"));
-        }
-    }
+    let sources = add.transfer.sources.iter().filter_map(|source| match source {
+        ExpandedSource::Path(path) => unsupported_source(path),
+        ExpandedSource::File { .. } => None,
+    });
+    let mut errors: Vec<Diagnostic> = sources.collect();
     if let (Some(checksum), true) = (&add.checksum, errors.is_empty()) {
         errors.push(
             Diagnostic::error(checksum.span, "`--checksum` is for sources from a network")
@@ -233,7 +229,12 @@ pub(crate) fn workdir(
         let owner = if user.is_empty() { Ok((0, 0)) } else { look_up_owner(user, below) };
         let owner = owner.map_err(|error| BuildError::at(span, error.to_string()))?;
         let planned = plan.ensure_directory(below, &landing.path, NewDirectory { mode: 0o755, owner });
-        planned.map_err(|error| BuildError::at(span, error.to_string()))?;
+        planned.map_err(|error| match error {
+            PlanConflict::OtherByDirectory(path, kind) => {
+                BuildError::at(span, format!("`/{path}` cannot be a working directory: it is {kind}"))
+            }
+            other => BuildError::at(span, other.to_string()),
+        })?;
     }
     let outcome = make_layer(run, step, plan, id)?;
     run.image.config.config.working_dir.clone_from(&text);

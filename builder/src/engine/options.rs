@@ -109,7 +109,7 @@ impl BuildOptions {
         own_ignore.push(".dockerignore");
         let mut options = BuildOptions::new(SourceFile::from_bytes(path.display().to_string(), bytes)?);
         for candidate in [PathBuf::from(own_ignore), context.join(".dockerignore")] {
-            if let Some(bytes) = read(&candidate, IGNORE_BYTES_MAX as u64)? {
+            if let Some(bytes) = read_regular(&candidate, IGNORE_BYTES_MAX as u64)? {
                 let parsed = IgnorePatterns::parse(&bytes);
                 options.ignore =
                     parsed.map_err(|source| InputError::Ignore { path: candidate.clone(), source })?;
@@ -151,7 +151,7 @@ pub enum InputError {
 fn default_buildfile(context: &Path) -> Result<(PathBuf, Vec<u8>), InputError> {
     for name in BUILDFILE_NAMES {
         let path = context.join(name);
-        if let Some(bytes) = read(&path, SOURCE_BYTES_MAX as u64)? {
+        if let Some(bytes) = read_regular(&path, SOURCE_BYTES_MAX as u64)? {
             return Ok((path, bytes));
         }
     }
@@ -170,8 +170,26 @@ fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, InputError> {
     let read = std::fs::File::open(path).and_then(|file| read_limited(&file, bytes_max));
     match read {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Ok(None),
+        Err(error) if is_absent(&error) => Ok(None),
         Err(source) => Err(InputError::Read { path: path.to_owned(), source }),
     }
+}
+
+/// The content of a file that the context, a stranger's perhaps, brings under a name that is looked for; `None` when it
+/// does not exist. A pipe would never end, and a directory may well be called `buildfile`.
+fn read_regular(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, InputError> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => read(path, bytes_max),
+        Ok(metadata) if metadata.is_dir() => Ok(None),
+        Ok(_) => {
+            let source = std::io::Error::other("it is no regular file");
+            Err(InputError::Read { path: path.to_owned(), source })
+        }
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(source) => Err(InputError::Read { path: path.to_owned(), source }),
+    }
+}
+
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }

@@ -1,6 +1,7 @@
 //! Runs stages, each as soon as those it needs are done; stages without an edge between them at the same time.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 
@@ -30,9 +31,9 @@ pub(crate) fn run_in_order<T: Send + Sync>(
                     running += 1;
                     let (sender, results) = (sender.clone(), &results);
                     scope.spawn(move || {
-                        // The receiver outlives all senders; a panic of `run` drops the sender and is passed on by
-                        // the scope.
-                        let _ = sender.send((item, run(item, results)));
+                        // A panic has to be sent as well: this loop would wait for it for ever.
+                        let result = catch_unwind(AssertUnwindSafe(|| run(item, results)));
+                        let _ = sender.send((item, result));
                     });
                 }
             }
@@ -41,7 +42,7 @@ pub(crate) fn run_in_order<T: Send + Sync>(
             }
             let Ok((item, result)) = receiver.recv() else { break };
             running -= 1;
-            match result {
+            match result.unwrap_or_else(|panic| resume_unwind(panic)) {
                 Ok(result) => drop(results.0[item].set(Arc::new(result))),
                 Err(BuildError::Stopped) if failure.is_some() => {}
                 Err(error) => {
@@ -96,5 +97,12 @@ mod tests {
             Err(BuildError::Buildfile(Vec::new()))
         });
         assert!(matches!(failed, Err(BuildError::Buildfile(_))));
+    }
+
+    #[test]
+    fn a_panic_is_passed_on() {
+        let dependencies = [BTreeSet::new(), BTreeSet::from([0])];
+        let run = || run_in_order::<()>(&dependencies, &|_, _| panic!("on purpose"));
+        assert!(catch_unwind(run).is_err());
     }
 }

@@ -121,7 +121,7 @@ fn begin<'a>(
         }
     };
     // The plan has put them among the steps already.
-    image.take_triggers();
+    image.drop_triggers();
     let tree = match parent {
         Some(parent) => parent.tree.clone(),
         None => Arc::new(LayerTree::new("the image", build.store, &image.layers)?),

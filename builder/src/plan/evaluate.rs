@@ -18,7 +18,6 @@ use std::collections::BTreeSet;
 /// One expansion of one instruction.
 pub(super) struct Evaluation<'a> {
     scope: &'a StageScope,
-    pub(super) used: BTreeSet<String>,
     pub(super) warnings: Vec<Diagnostic>,
     /// Bytes this instruction expanded to so far.
     bytes: usize,
@@ -34,7 +33,7 @@ type Result<T> = std::result::Result<T, Diagnostic>;
 
 impl<'a> Evaluation<'a> {
     pub(super) fn new(scope: &'a StageScope) -> Evaluation<'a> {
-        Evaluation { scope, used: BTreeSet::new(), warnings: Vec::new(), bytes: 0 }
+        Evaluation { scope, warnings: Vec::new(), bytes: 0 }
     }
 
     pub(super) fn instruction(&mut self, instruction: &Instruction) -> Result<Expanded> {
@@ -95,7 +94,7 @@ impl<'a> Evaluation<'a> {
     }
 
     fn fill(&mut self, word: &Word, quotes: bool) -> Result<(String, Vec<String>)> {
-        let filled = self.scope.fill(word, quotes, &mut self.used, &mut self.warnings)?;
+        let filled = self.scope.fill(word, quotes, &mut self.warnings)?;
         self.bytes += filled.0.len();
         match self.bytes > INSTRUCTION_BYTES_MAX {
             false => Ok(filled),
@@ -133,9 +132,7 @@ impl<'a> Evaluation<'a> {
         let mut values = Vec::new();
         for declaration in declarations {
             let value = match (scope.given_argument(declaration), &declaration.default) {
-                (None, Some(default)) => {
-                    Some(scope.fill(default, true, &mut self.used, &mut self.warnings)?.0)
-                }
+                (None, Some(default)) => Some(scope.fill(default, true, &mut self.warnings)?.0),
                 (given, _) => given,
             };
             let argument = ArgValue { name: declaration.name.text.clone(), value };

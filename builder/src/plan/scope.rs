@@ -13,7 +13,6 @@ use super::globals::{Globals, PROXY_ARGUMENTS, undefined};
 use crate::diagnostic::Diagnostic;
 use crate::expand::Expander;
 use crate::syntax::{ArgDeclaration, Instruction, WARNINGS_MAX, Word};
-use std::collections::BTreeSet;
 
 /// PATH where the base image has none; images from scratch store it.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -39,13 +38,11 @@ pub struct StageScope {
     arguments: Vec<ArgValue>,
 }
 
-/// An expanded instruction and what the expansion touched.
+/// An expanded instruction and what is doubtful about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evaluated {
     /// The instruction's final form.
     pub instruction: Expanded,
-    /// Every variable the text asked for, set or not.
-    pub used: BTreeSet<String>,
     /// `UndefinedVar` and similar, at their places.
     pub warnings: Vec<Diagnostic>,
 }
@@ -70,9 +67,7 @@ impl StageScope {
     pub fn expand(&self, instruction: &Instruction) -> Result<Evaluated, Vec<Diagnostic>> {
         let mut evaluation = Evaluation::new(self);
         match evaluation.instruction(instruction) {
-            Ok(expanded) => {
-                Ok(Evaluated { instruction: expanded, used: evaluation.used, warnings: evaluation.warnings })
-            }
+            Ok(expanded) => Ok(Evaluated { instruction: expanded, warnings: evaluation.warnings }),
             Err(error) => Err(vec![error]),
         }
     }
@@ -162,7 +157,6 @@ impl StageScope {
         &self,
         word: &Word,
         quotes: bool,
-        used: &mut BTreeSet<String>,
         warnings: &mut Vec<Diagnostic>,
     ) -> Result<(String, Vec<String>), Diagnostic> {
         let lookup = |name: &str| self.value(name);
@@ -174,7 +168,6 @@ impl StageScope {
         let expansion = expander
             .expand(&word.text)
             .map_err(|error| Diagnostic::error(word.span_of(error.range.clone()), error.to_string()))?;
-        used.extend(expansion.used);
         for (name, range) in expansion.undefined {
             if warnings.len() < WARNINGS_MAX && !self.knows(&name) {
                 let environment = self.environment.iter().map(|(key, _)| key.as_str());

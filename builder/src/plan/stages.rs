@@ -247,7 +247,7 @@ impl Drafting<'_> {
     /// What `from` means. Only variables that are known before the build can be used in it.
     fn source(&mut self, number: usize, from: &Word, scope: &StageScope) -> CopySource {
         let mut undefined = Vec::new();
-        let text = scope.fill(from, true, &mut BTreeSet::new(), &mut undefined);
+        let text = scope.fill(from, true, &mut undefined);
         let source = text.and_then(|(text, _)| match undefined.into_iter().next() {
             Some(warning) => Err(Diagnostic::error(warning.span.unwrap_or(from.span), warning.message)
                 .label("must be known before the build")

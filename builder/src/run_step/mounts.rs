@@ -2,10 +2,14 @@
 //!
 //! | type | shown | in the key |
 //! |---|---|---|
-//! | `bind` | the context's own directory where nothing hides in it and nobody may write, else a copy | its content |
+//! | `bind` | the context's own files where nothing hides in them, root owns all and nobody may write, else a copy | its content |
 //! | `cache` | `cache-mounts/<digest of id>[.n]/content` of the store, locked as `sharing` says | its options |
 //! | `tmpfs` | an empty file system | its options |
 //! | `secret` | a file that only exists in memory, or a variable | its options, never its content |
+//!
+//! The process cannot tell a copy from the files themselves: both belong to root, whoever checked them out, and both
+//! have the files' own times. Constant times, as layers have them, would be wrong here: beside a cache mount, `make` and
+//! `cargo` decide by times what to build again.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,16 +17,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rimg_formats::digest::Digest;
-use rimg_formats::layer::LayerPath;
+use rimg_formats::layer::{LayerPath, MtimePolicy};
 use rimg_runner::SandboxSpec;
 use rimg_runner::spec::{EtcFile, Mount as SandboxMount, MountKind as SandboxMountKind, PrivateFile};
 use rustix::fs::{FlockOperation, flock};
 
 use super::workspace::RunWorkspace;
 use crate::cache::StepInputs;
+use crate::context::DiskTree;
 use crate::copy::destination::clean;
 use crate::diagnostic::Diagnostic;
-use crate::engine::{Build, BuildError, StageRun, source_tree, step_error};
+use crate::engine::{Build, BuildError, StageRun, source_tree, step_error, unsupported_mount};
 use crate::layer_plan::{LayerPlan, PlannedEntry};
 use crate::materialise::materialise;
 use crate::plan::{CopySource, ExpandedRun, Step};
@@ -46,10 +51,12 @@ struct Prepared {
 }
 
 enum Kind {
-    /// A directory or file of the host.
-    InPlace(PathBuf),
-    /// Entries to be copied; the first is what is mounted.
-    Copied(Vec<PlannedEntry>),
+    Bind {
+        /// What is mounted; the first entry is its root.
+        entries: Vec<PlannedEntry>,
+        /// Where the same lies on disk, if it may be shown in place.
+        in_place: Option<(DiskTree, LayerPath)>,
+    },
     Cache {
         id: String,
         sharing: CacheSharing,
@@ -127,11 +134,8 @@ impl MountPlan {
                 read_only: mount.read_only,
             };
             match &mount.kind {
-                Kind::InPlace(source) => spec.mounts.push(bind(source.clone())),
-                Kind::Copied(entries) => {
-                    let directory = workspace.mount_directory(number)?;
-                    materialise(entries, &directory, build.maker.options.mtime)?;
-                    spec.mounts.push(bind(directory.join(CONTENT)));
+                Kind::Bind { entries, in_place } => {
+                    spec.mounts.push(bind(bind_source(entries, in_place.as_ref(), workspace, number)?));
                 }
                 Kind::Cache { id, mode, owner, .. } => {
                     let found = directories.iter().find(|(known, _)| known == id);
@@ -171,6 +175,10 @@ fn plan(
     source: &CopySource,
     mounts: &mut Vec<Prepared>,
 ) -> Result<(), BuildError> {
+    // Among them every ssh mount.
+    if let Some(error) = unsupported_mount(mount) {
+        return Err(error.into());
+    }
     let target = mount.target.clone().unwrap_or_default();
     let read_only = mount.read_only;
     let access = if read_only { "ro" } else { "rw" };
@@ -180,12 +188,7 @@ fn plan(
             let options = format!("bind {access} {path}");
             mounts.push(Prepared { target, read_only, kind, options, content: Some(content) });
         }
-        MountKind::Cache { id, sharing, source: path, mode, uid, gid } => {
-            if mount.from.is_some() || path != "/" {
-                return Err(
-                    Diagnostic::not_supported(mount.span, "a cache mount that starts with content").into()
-                );
-            }
+        MountKind::Cache { id, sharing, mode, uid, gid, .. } => {
             let id = id.clone().unwrap_or_else(|| target.clone());
             let options = format!("cache {access} {id} {mode:o} {uid}:{gid}");
             let kind = Kind::Cache { id, sharing: *sharing, mode: *mode, owner: (*uid, *gid) };
@@ -227,9 +230,7 @@ fn plan(
                 mounts.push(Prepared { target, read_only, kind, options, content: None });
             }
         }
-        MountKind::Ssh { .. } => {
-            return Err(Diagnostic::not_supported(mount.span, "`--mount=type=ssh`").into());
-        }
+        MountKind::Ssh { .. } => {}
     }
     Ok(())
 }
@@ -263,16 +264,30 @@ fn bind(
     planned.map_err(|error| failed(error.to_string()))?;
     let entries = plan.into_entries();
     let digest = stage.build.maker.content_digest(&entries).map_err(|error| step_error(error, mount.span))?;
-    let in_place = mount.read_only && *source == CopySource::Context && stage.build.options.ignore.is_empty();
-    let kind = match &stage.build.options.context {
-        Some(context) if in_place => {
-            // A relative directory would be looked for from wherever the sandbox is made.
-            let context = context.canonicalize().map_err(|error| failed(error.to_string()))?;
-            Kind::InPlace(context.join(landing.path.as_path()))
-        }
-        _ => Kind::Copied(entries),
+    let whole = *source == CopySource::Context && stage.build.options.ignore.is_empty();
+    let in_place = match mount.read_only && whole {
+        true => Some((stage.build.context(mount.span)?, landing.path)),
+        false => None,
     };
-    Ok((kind, digest))
+    Ok((Kind::Bind { entries, in_place }, digest))
+}
+
+/// What a bind mount shows: the files themselves, or a copy made now.
+fn bind_source(
+    entries: &[PlannedEntry],
+    in_place: Option<&(DiskTree, LayerPath)>,
+    workspace: &RunWorkspace,
+    number: usize,
+) -> io::Result<PathBuf> {
+    if let Some((tree, path)) = in_place
+        && tree.is_roots(path)?
+    {
+        // A relative directory would be looked for from wherever the sandbox is made.
+        return Ok(tree.directory().canonicalize()?.join(path.as_path()));
+    }
+    let directory = workspace.mount_directory(number)?;
+    materialise(entries, &directory, MtimePolicy::Preserve)?;
+    Ok(directory.join(CONTENT))
 }
 
 /// The directory of a cache and its lock, held as long as the file is open.

@@ -41,7 +41,7 @@ pub(super) fn follow(build: &Build<'_>, id: StepId, running: &mut Running) -> Ve
         };
         let readers = [(OutputStream::Stdout, stdout), (OutputStream::Stderr, stderr)]
             .map(|(stream, pipe)| scope.spawn(move || read_lines(pipe, &|line| tell(stream, line))));
-        scope.spawn(|| {
+        let watcher = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 if build.check_stopped().is_err() {
                     // A process that has just ended by itself is no error.
@@ -56,6 +56,8 @@ pub(super) fn follow(build: &Build<'_>, id: StepId, running: &mut Running) -> Ve
             let _ = reader.join();
         }
         done.store(true, Ordering::Relaxed);
+        // Without this every step would end with a wait for the watcher's next look.
+        watcher.thread().unpark();
     });
     last.into_inner().unwrap_or_else(PoisonError::into_inner).into()
 }

@@ -1,7 +1,7 @@
 //! The directory a RUN step works in, beside the snapshots so that its upper directory can become one:
 //!
 //! ```text
-//! snapshots/.new-<process>-run-<number>/      locked (flock) while the step runs; swept when its process died
+//! snapshots/.new-<process>-run-<number>/      locked (flock) while the step runs; swept by later steps when its process died
 //!     upper/  work/  empty/                    the overlay's
 //!     script                                   a heredoc with `#!`
 //!     mounts/<number>/content                  what bind mounts show that cannot be shown in place
@@ -35,6 +35,7 @@ impl RunWorkspace {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!(".new-{}-run-{number}", std::process::id());
         let path = parent.join(&name);
+        sweep(parent)?;
         // A dead process had the same number.
         if path.exists() {
             remove(parent, &name)?;
@@ -97,6 +98,27 @@ impl Drop for RunWorkspace {
         // What cannot be removed now is swept with the directories of dead processes.
         let _ = remove(&self.parent, &self.name);
     }
+}
+
+/// Removes what builds left that were killed, by Ctrl-C for one. A maker creates its directory first and locks it then:
+/// the lock alone could not tell one that has just begun from one that is dead, so its process has to be gone as well.
+fn sweep(parent: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let maker = name.strip_prefix(".new-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        let Some(maker) = maker.filter(|maker| !Path::new("/proc").join(maker.to_string()).exists()) else {
+            continue;
+        };
+        let unlocked = File::open(entry.path())
+            .is_ok_and(|directory| flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok());
+        if unlocked && maker != std::process::id() {
+            // Another build may sweep at the same time, and another user's directory is that user's to remove.
+            let _ = remove(parent, name);
+        }
+    }
+    Ok(())
 }
 
 fn remove(parent: &Path, name: &str) -> io::Result<()> {

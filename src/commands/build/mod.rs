@@ -201,6 +201,11 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
         };
         options.build_args.extend(given);
     }
+    // Docker's way of giving it; it beats the environment's.
+    if let Some(text) = options.build_args.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) {
+        options.epoch = Epoch::parse(text)?;
+        options.epoch_is_given = true;
+    }
     for label in &args.label {
         let (name, value) = label.split_once('=').unwrap_or((label, ""));
         options.labels.insert(name.to_owned(), value.to_owned());
