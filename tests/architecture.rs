@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use walkdir::WalkDir;
+
 /// Crate, its folder, and the workspace crates it may depend on.
 const DIRECTIONS: [(&str, &str, &[&str]); 5] = [
     ("rimg-formats", "formats", &[]),
@@ -22,25 +24,13 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => sources(&path, found),
-            false if path.extension().is_some_and(|extension| extension == "rs") => found.push(path),
-            false => {}
-        }
-    }
-}
-
 /// Every Rust file of the project, by its path from the root.
 fn all_sources() -> Vec<(String, String)> {
-    let mut files = Vec::new();
-    for folder in ["src", "tests", "benches", "formats", "runner", "registry", "builder"] {
-        if root().join(folder).is_dir() {
-            sources(&root().join(folder), &mut files);
-        }
-    }
+    let folders = ["src", "tests", "benches", "formats", "runner", "registry", "builder"];
+    let walks = folders.map(|folder| root().join(folder)).into_iter().filter(|folder| folder.is_dir());
+    let paths = walks.flat_map(WalkDir::new).map(|entry| entry.unwrap().into_path());
+    let files: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect();
     assert!(files.len() > 20, "the walk over the sources is broken: {files:?}");
     let relative = |path: &Path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
     files.iter().map(|path| (relative(path), fs::read_to_string(path).unwrap())).collect()

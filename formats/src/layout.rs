@@ -8,9 +8,8 @@
 //!
 //! The naming of entries is shared with archives ([`crate::archive`]), which hold the same files in a tar.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -20,6 +19,7 @@ use crate::digest::{Algorithm, Digest, VerifyReader};
 use crate::manifest::{Index, MANIFEST_BYTES_MAX, ManifestOrIndex};
 use crate::media_type;
 use crate::reference::{ImageName, Reference, Tag};
+use crate::root_dir::open_regular;
 use crate::transfer::{ImageSink, ImageSource, ManifestBytes, TransferError, Version};
 
 /// Annotation that names an entry of `index.json` (image-spec, *Annotations*): a tag, or a whole reference.
@@ -177,7 +177,7 @@ impl LayoutSink {
     fn write_file(&self, target: &Path, content: &mut dyn Read) -> Result<(), TransferError> {
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.root.join(format!(".rimg-{}-{number}", std::process::id()));
-        let written = File::create(&temporary).and_then(|mut file| {
+        let written = File::create_new(&temporary).and_then(|mut file| {
             io::copy(content, &mut file)?;
             file.sync_data()?;
             fs::rename(&temporary, target)
@@ -193,7 +193,7 @@ impl ImageSink for LayoutSink {
     fn contains(&self, blob: &Descriptor) -> Result<bool, TransferError> {
         let path = blob_path(&self.root, &blob.digest);
         // A file of the right length may still be another's unfinished or damaged one: it is not ours to trust.
-        let whole = File::open(&path)
+        let whole = open_regular(&path)
             .and_then(|file| io::copy(&mut VerifyReader::new(file, blob.digest, blob.size), &mut io::sink()));
         Ok(whole.is_ok())
     }
@@ -210,17 +210,18 @@ impl ImageSink for LayoutSink {
     fn publish(&self, root: &Descriptor) -> Result<(), TransferError> {
         let _guard = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.root.join("index.json");
-        let old = match fs::read(&path) {
+        let old = match read_bounded(&path, MANIFEST_BYTES_MAX as u64) {
             Ok(raw) => parse_index(&raw, &path.display().to_string())?.manifests().to_vec(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => {
-                return Err(TransferError::Io { action: format!("read {}", path.display()), source });
-            }
+            Err(TransferError::NotFound(_)) => Vec::new(),
+            Err(error) => return Err(error),
         };
+        // What the index names must be on disk before the index is.
+        for algorithm in Algorithm::ALL {
+            sync_directory(&self.root.join("blobs").join(algorithm.name()))?;
+        }
         let index = Index::build(merge_entries(old, root, &self.names), Default::default());
         self.write_file(&path, &mut index.raw())?;
-        let synced = File::open(&self.root).and_then(|directory| directory.sync_all());
-        synced.map_err(TransferError::io(format!("sync {}", self.root.display())))
+        sync_directory(&self.root)
     }
 }
 
@@ -278,14 +279,15 @@ fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
 
 /// Opens a regular file of a layout. A symbolic link in a blob's place could point at anything of the reader's.
 fn open_plain(path: &Path) -> Result<File, TransferError> {
-    let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
-    match OpenOptions::new().read(true).custom_flags(no_follow).open(path) {
-        Ok(file) => Ok(file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(TransferError::NotFound(path.display().to_string()))
-        }
-        Err(source) => Err(TransferError::Io { action: format!("open {}", path.display()), source }),
-    }
+    open_regular(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => TransferError::NotFound(path.display().to_string()),
+        _ => TransferError::Io { action: format!("open {}", path.display()), source },
+    })
+}
+
+fn sync_directory(path: &Path) -> Result<(), TransferError> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(TransferError::io(format!("sync {}", path.display())))
 }
 
 fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, TransferError> {

@@ -243,12 +243,13 @@ impl Index {
         &self.fields.annotations
     }
 
-    /// The first entry for `wanted`, as docker and containerd choose: entries without a platform and those of
-    /// platform `unknown` (BuildKit's attestations) are never it.
+    /// The entry that fits `wanted` best, the first of several, as docker and containerd choose: entries without
+    /// a platform and those of platform `unknown` (BuildKit's attestations) are never it.
     pub fn select(&self, wanted: &Platform) -> Option<&Descriptor> {
-        let fits =
-            |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.satisfies(wanted));
-        self.fields.manifests.iter().find(fits)
+        let distance =
+            |entry: &Descriptor| entry.platform.as_ref().and_then(|platform| platform.distance_from(wanted));
+        let fitting = self.fields.manifests.iter().filter_map(|entry| Some((distance(entry)?, entry)));
+        fitting.min_by_key(|(distance, _)| *distance).map(|(_, entry)| entry)
     }
 }
 
@@ -464,5 +465,27 @@ mod tests {
         assert_eq!(chosen("linux/amd64"), Some(Digest::sha256(b"c")));
         assert_eq!(chosen("linux/arm64"), Some(Digest::sha256(b"b")));
         assert_eq!(chosen("linux/s390x"), None);
+    }
+
+    #[test]
+    fn an_index_chooses_the_latest_level_that_runs() {
+        let entry = |platform: &str| {
+            let mut entry = Descriptor::new(OCI_MANIFEST, Digest::sha256(platform.as_bytes()), 1);
+            entry.platform = Some(platform.parse().unwrap());
+            entry
+        };
+        let listed = ["linux/amd64/v3", "linux/amd64", "linux/arm/v5", "linux/arm/v6"];
+        let index = Index::build(listed.map(entry).to_vec(), BTreeMap::new());
+        for (wanted, chosen) in [
+            ("linux/amd64", Some("linux/amd64")),
+            ("linux/amd64/v2", Some("linux/amd64")),
+            ("linux/amd64/v4", Some("linux/amd64/v3")),
+            ("linux/arm", Some("linux/arm/v6")),
+            ("linux/arm/v5", Some("linux/arm/v5")),
+            ("linux/arm64", None),
+        ] {
+            let selected = index.select(&wanted.parse().unwrap()).map(|entry| entry.digest);
+            assert_eq!(selected, chosen.map(|text| Digest::sha256(text.as_bytes())), "{wanted}");
+        }
     }
 }

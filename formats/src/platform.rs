@@ -47,19 +47,40 @@ impl Platform {
         Platform::new("linux", std::env::consts::ARCH)
     }
 
-    /// Whether an image for `self` is what somebody who wants `wanted` means: the same system and
-    /// architecture, and the same variant unless none was asked for.
+    /// Whether an image for `self` runs where somebody wants `wanted`.
     pub fn satisfies(&self, wanted: &Platform) -> bool {
-        let (architecture, variant) = canonical(&self.architecture, self.variant.as_deref());
-        let (wanted_architecture, wanted_variant) =
-            canonical(&wanted.architecture, wanted.variant.as_deref());
-        let same = self.os == wanted.os && architecture == wanted_architecture;
-        same && (wanted_variant.is_none() || wanted_variant == variant)
+        self.distance_from(wanted).is_some()
+    }
+
+    /// How far an image for `self` is from what somebody who wants `wanted` means: 0 is just that, more are the
+    /// earlier levels of the architecture, which later ones run too; `None` does not run there.
+    pub fn distance_from(&self, wanted: &Platform) -> Option<u8> {
+        let (own, own_variant) = canonical(&self.architecture, self.variant.as_deref());
+        let (asked, asked_variant) = canonical(&wanted.architecture, wanted.variant.as_deref());
+        if self.os != wanted.os || own != asked {
+            return None;
+        }
+        match (level(&own, own_variant.as_deref()), level(&asked, asked_variant.as_deref())) {
+            (Some(own), Some(asked)) => asked.checked_sub(own),
+            _ => (asked_variant.is_none() || asked_variant == own_variant).then_some(0),
+        }
     }
 }
 
-/// Folds the several names of one architecture into Go's, and drops the variants that mean "the usual one"
-/// (containerd's `platforms` package does the same, and registries carry both spellings).
+/// The level of a processor whose variants run what those before them run: 7 for `v7`. `None` for others.
+fn level(architecture: &str, variant: Option<&str>) -> Option<u8> {
+    let usual = match architecture {
+        "amd64" => 1,
+        "arm" => 7,
+        "arm64" => 8,
+        _ => return None,
+    };
+    variant.map_or(Some(usual), |variant| variant.strip_prefix('v')?.parse().ok())
+}
+
+/// Folds the several names of one architecture into Go's, and its variants into one spelling. 64-bit ones drop
+/// the variant that means "the usual one", 32-bit ARM always names its own, `v7` when nobody said: so do
+/// containerd's `platforms` package and BuildKit, and registries carry all spellings.
 fn canonical(architecture: &str, variant: Option<&str>) -> (String, Option<String>) {
     let variant = variant.map(str::to_ascii_lowercase).filter(|variant| !variant.is_empty());
     let (architecture, variant) = match (architecture.to_ascii_lowercase().as_str(), variant.as_deref()) {
@@ -67,9 +88,9 @@ fn canonical(architecture: &str, variant: Option<&str>) -> (String, Option<Strin
         ("x86_64" | "x86-64" | "amd64", _) => ("amd64".to_owned(), variant),
         ("aarch64" | "arm64", None | Some("8" | "v8")) => ("arm64".to_owned(), None),
         ("aarch64" | "arm64", _) => ("arm64".to_owned(), variant),
-        ("armhf", _) => ("arm".to_owned(), None),
+        ("armhf", _) | ("arm", None) => ("arm".to_owned(), Some("v7".to_owned())),
         ("armel", _) => ("arm".to_owned(), Some("v6".to_owned())),
-        ("arm", None | Some("7" | "v7")) => ("arm".to_owned(), None),
+        ("arm", Some(bare @ ("5" | "6" | "7" | "8"))) => ("arm".to_owned(), Some(format!("v{bare}"))),
         ("x86" | "i386" | "i486" | "i586" | "i686", _) => ("386".to_owned(), None),
         ("powerpc64le", _) => ("ppc64le".to_owned(), variant),
         (other, _) => (other.to_owned(), variant),
@@ -125,6 +146,12 @@ mod tests {
             ("linux/x86_64", "linux/amd64"),
             ("linux/arm64/v8", "linux/arm64"),
             ("linux/arm/v6", "linux/arm/v6"),
+            ("linux/arm", "linux/arm/v7"),
+            ("linux/arm/7", "linux/arm/v7"),
+            ("armhf", "linux/arm/v7"),
+            ("armel", "linux/arm/v6"),
+            ("linux/amd64/v1", "linux/amd64"),
+            ("linux/amd64/v3", "linux/amd64/v3"),
             ("arm64", "linux/arm64"),
             ("Windows/amd64", "windows/amd64"),
         ] {
@@ -136,11 +163,27 @@ mod tests {
     }
 
     #[test]
-    fn a_wanted_variant_must_be_there() {
-        let of = |text: &str| text.parse::<Platform>().unwrap();
-        assert!(of("linux/arm64").satisfies(&of("linux/arm64/v8")));
-        assert!(of("linux/arm/v6").satisfies(&of("linux/arm")));
-        assert!(!of("linux/arm").satisfies(&of("linux/arm/v6")));
-        assert!(!of("windows/amd64").satisfies(&of("linux/amd64")));
+    fn later_processors_run_what_was_made_for_earlier_ones() {
+        for (image, wanted, distance) in [
+            ("linux/arm64", "linux/arm64/v8", Some(0)),
+            ("linux/arm", "linux/arm/v7", Some(0)),
+            ("linux/arm/v6", "linux/arm", Some(1)),
+            ("linux/arm/v5", "linux/arm", Some(2)),
+            ("linux/arm", "linux/arm/v6", None),
+            ("linux/amd64", "linux/amd64/v3", Some(2)),
+            ("linux/amd64/v3", "linux/amd64", None),
+            ("linux/arm64/v8.1", "linux/arm64/v8.1", Some(0)),
+            ("linux/mips/x", "linux/mips", Some(0)),
+            ("linux/mips", "linux/mips/x", None),
+            ("windows/amd64", "linux/amd64", None),
+            ("linux/arm", "linux/arm64", None),
+        ] {
+            let of = |text: &str| text.parse::<Platform>().unwrap();
+            assert_eq!(of(image).distance_from(&of(wanted)), distance, "{image} for {wanted}");
+        }
+        // As old configurations and indexes have it: no variant at all.
+        let mut bare: Platform = "linux/arm".parse().unwrap();
+        bare.variant = None;
+        assert_eq!(bare.distance_from(&"linux/arm/v7".parse().unwrap()), Some(0));
     }
 }

@@ -421,6 +421,17 @@ impl AsFd for Directory {
 /// XATTR_SIZE_MAX and XATTR_LIST_MAX of the kernel.
 const XATTR_VALUE_BYTES_MAX: usize = 64 * 1024;
 
+/// Opens a regular file for reading whose name is ours but which somebody else may have put there: a symbolic link
+/// is not followed, and a FIFO or device, which could block or do worse, is refused.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
+    }
+}
+
 /// Both times of a file as `mtime`; what the kernel stores is cut to what the file system can hold.
 pub fn timestamps(mtime: Mtime) -> Timestamps {
     let time = Timespec { tv_sec: mtime.secs, tv_nsec: mtime.nanos.into() };

@@ -118,6 +118,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("sparse-1.0-no-map.tar", "line that is no number"),
     ("sparse-0.0-odd.tar", "two sparse offsets"),
     ("sparse-unknown-format.tar", "sparse format is not supported"),
+    ("sparse-name-without-map.tar", "name of a sparse file"),
+    ("sparse-name-of-symlink.tar", "name of a sparse file"),
     ("checksum-wrong.tar", "checksum"),
     ("single-zero-block.tar", "single zero block"),
     ("truncated-header.tar", "in the middle of a header"),
@@ -161,6 +163,7 @@ const READ: &[Case] = &[
     ("sparse-gnu-10g.tar", &["file after 1", "file hole 10737418240"]),
     ("sparse-1.0-10g.tar", &["file after 1", "file hole 10737418240"]),
     ("sparse-0.1-small.tar", &["file real 2000"]),
+    ("sparse-one-hole.tar", &["file after 1", "file hole 2000"]),
     ("second-archive.tar", &["file a 1"]),
     ("garbage-behind-the-end.tar", &["file a 1"]),
     ("no-end.tar", &["file a 1"]),
@@ -197,14 +200,52 @@ fn the_table_and_the_folder_agree() {
     assert_eq!(table, folder);
 }
 
+fn project() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn list_of_attacks() -> String {
+    std::fs::read_to_string(project().join("HOSTILE.md")).unwrap()
+}
+
+/// The words in backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
 #[test]
 fn every_fixture_has_its_line_in_the_list_of_attacks() {
-    let list = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let texts = ["HOSTILE.layers.md", "HOSTILE.md"].map(|name| std::fs::read_to_string(list.join(name)));
-    let list: String = texts.into_iter().flatten().collect();
+    let list = list_of_attacks();
     for name in REFUSED.iter().map(|(name, _)| name).chain(READ.iter().map(|(name, _)| name)) {
-        assert!(list.contains(name), "{name} is in neither HOSTILE.md nor HOSTILE.layers.md");
+        assert!(list.contains(&format!("`{name}`")), "{name} is not in HOSTILE.md");
     }
+}
+
+/// A row's third column names tests: each after its file, or in the file that the section's text names last.
+#[test]
+fn every_test_in_the_list_of_attacks_exists() {
+    let (mut usual, mut tests) = (String::new(), 0);
+    for line in list_of_attacks().lines() {
+        let columns: Vec<&str> = line.split(" | ").collect();
+        let [_, _, column, ..] = columns[..] else {
+            let file = quoted(line).filter(|word| word.ends_with(".rs")).last();
+            usual = file.map_or(usual, str::to_owned);
+            continue;
+        };
+        let mut file = usual.clone();
+        let before = tests;
+        for word in quoted(column) {
+            if word.ends_with(".rs") {
+                file = word.to_owned();
+                continue;
+            }
+            let source = std::fs::read_to_string(project().join(&file)).unwrap_or_default();
+            assert!(source.contains(&format!("fn {word}(")), "`{file}` has no test `{word}`, in: {line}");
+            tests += 1;
+        }
+        assert!(tests > before || column == "test", "no test is named in: {line}");
+    }
+    assert!(tests > 150, "only {tests} tests were found: is the table still what it was?");
 }
 
 #[test]
@@ -263,22 +304,44 @@ fn holes_cost_nothing() {
 
 #[test]
 fn sparse_content_is_expanded() {
-    let mut expected = vec![0; 2000];
-    expected[..4].copy_from_slice(b"head");
-    expected[1000..1004].copy_from_slice(b"tail");
-    let blob = fixture("sparse-0.1-small.tar");
-    let mut reader = LayerReader::new(blob.as_slice(), Limits::default()).unwrap();
-    reader.next_entry().unwrap().unwrap();
-    let mut content = Vec::new();
-    reader.content().read_to_end(&mut content).unwrap();
-    assert_eq!(content, expected);
-    let index = scan(&blob).unwrap();
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&blob).unwrap();
-    let mut content = Vec::new();
-    index.read_file(&index.entries[0], file).unwrap().read_to_end(&mut content).unwrap();
-    assert_eq!(content, expected);
-    assert_eq!(index.entries[0].content, Some(rimg_formats::digest::Digest::sha256(&expected)));
+    let mut pieces = vec![0; 2000];
+    pieces[..4].copy_from_slice(b"head");
+    pieces[1000..1004].copy_from_slice(b"tail");
+    for (name, at, expected) in
+        [("sparse-0.1-small.tar", 0, pieces), ("sparse-one-hole.tar", 1, vec![0; 2000])]
+    {
+        let blob = fixture(name);
+        let mut reader = LayerReader::new(blob.as_slice(), Limits::default()).unwrap();
+        reader.next_entry().unwrap().unwrap();
+        let mut content = Vec::new();
+        reader.content().read_to_end(&mut content).unwrap();
+        assert_eq!(content, expected, "{name}");
+        let index = scan(&blob).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&blob).unwrap();
+        let mut content = Vec::new();
+        index.read_file(&index.entries[at], file).unwrap().read_to_end(&mut content).unwrap();
+        assert_eq!(content, expected, "{name}");
+        assert_eq!(index.entries[at].content, Some(rimg_formats::digest::Digest::sha256(&expected)));
+    }
+}
+
+#[test]
+fn directories_that_no_entry_names_are_limited_too() {
+    // Fifty names bring a hundred thousand directories: in memory, on disk, and for every step that looks at them.
+    let mut builder = tar::Builder::new(Vec::new());
+    for number in 0..50 {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        let path = format!("{number}/{}f", "d/".repeat(2000));
+        builder.append_data(&mut header, path, std::io::empty()).unwrap();
+    }
+    let blob = builder.into_inner().unwrap();
+    let limits = |max_entries| Limits { max_entries, ..Limits::default() };
+    let error = LayerIndex::scan(blob.as_slice(), limits(100_000), Default::default()).unwrap_err();
+    assert!(error.to_string().contains("100000 directories"), "{error}");
+    let index = LayerIndex::scan(blob.as_slice(), limits(100_050), Default::default()).unwrap();
+    assert_eq!(index.entries.len(), 50);
 }
 
 #[test]

@@ -25,6 +25,7 @@ use rimg_formats::transfer::{
     CopyOptions, Event, ImageSource, ManifestBytes, Platforms, RepositorySink, TransferError, Version,
     copy_image,
 };
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 struct World {
     _directory: tempfile::TempDir,
@@ -270,9 +271,14 @@ fn layout_directories_are_not_trusted() {
         copy_image(&source, &sink(&there.store, "app"), &latest(), &CopyOptions::default())
     };
     let good = std::fs::read(blob(&config)).unwrap();
-    let spoil: [&dyn Fn(&Path); 3] = [
+    // What a link leads to is right: it is refused for being a link.
+    let outside = directory.path().join("outside");
+    std::fs::write(&outside, &good).unwrap();
+    let spoil: [&dyn Fn(&Path); 4] = [
         &|path| std::fs::write(path, b"{}").unwrap(),
-        &|path| std::os::unix::fs::symlink("/etc/passwd", path).unwrap(),
+        &|path| std::os::unix::fs::symlink(&outside, path).unwrap(),
+        // Opened without care, this would wait for a writer.
+        &|path| mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap(),
         &|_| {},
     ];
     for spoil in spoil {
@@ -280,6 +286,8 @@ fn layout_directories_are_not_trusted() {
         spoil(&blob(&config));
         assert!(copy().is_err());
         assert!(there.store.images().unwrap().is_empty());
+        // Whatever lies there goes first: writing would follow the link.
+        let _ = std::fs::remove_file(blob(&config));
         std::fs::write(blob(&config), &good).unwrap();
     }
     copy().unwrap();

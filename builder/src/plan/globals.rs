@@ -47,11 +47,6 @@ impl Globals {
                 let value = build_args.get(&name).map_or(value, String::as_str).to_owned();
                 automatic.insert(name, value);
             };
-            // Go programs and others read `v7` here; images and registries leave the usual variant out.
-            let mut platform = platform.clone();
-            if platform.architecture == "arm" {
-                platform.variant.get_or_insert_with(|| "v7".to_owned());
-            }
             set("PLATFORM", &platform.to_string());
             set("OS", &platform.os);
             set("OSVERSION", platform.os_version.as_deref().unwrap_or(""));

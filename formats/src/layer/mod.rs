@@ -8,6 +8,7 @@
 //! | `members` | compression by independent members in parallel, and the hashes |
 //! | [`reader`] | entries out of any tar, from anybody |
 //! | `block`, `pax`, `sparse`, `names`, `content`, `stream` | the pieces of such a tar, parsed with suspicion |
+//! | `prefixes` | paths and what lies above them as numbers, for millions of them |
 //! | `scan` | an index out of anybody's blob |
 //! | [`index`] | what a layer contains and where, without unpacking it |
 //! | `index_format` | the index as a file |
@@ -26,6 +27,7 @@ pub mod merged;
 mod names;
 pub mod path;
 mod pax;
+mod prefixes;
 pub mod reader;
 mod scan;
 mod sparse;

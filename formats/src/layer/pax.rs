@@ -119,6 +119,16 @@ impl Extensions {
 }
 
 impl SparseRecords {
+    /// Whether the map stands before the file's content: format 1.0.
+    pub(super) fn map_in_content(&self) -> bool {
+        self.major == Some(1) && self.minor == Some(0)
+    }
+
+    /// Whether there is a map, here or in the content.
+    pub(super) fn is_map(&self) -> bool {
+        self.map_seen || self.map_in_content()
+    }
+
     fn apply(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         match key {
             b"major" => self.major = Some(decimal(value)?),

@@ -30,6 +30,7 @@ use super::header::{BLOCK_BYTES, WHITEOUT_PREFIX, padding_of};
 use super::names::markers;
 use super::path::{LayerPath, PATH_BYTES_MAX, printable};
 use super::pax::{Extensions, PAX_BYTES_MAX};
+use super::prefixes::DirectoryCount;
 use super::sparse::{self, MapParser, SEGMENTS_MAX, Segment};
 use super::stream::{LayerStream, StreamEnd};
 use crate::digest::Digest;
@@ -44,7 +45,8 @@ pub struct Limits {
     pub max_ratio: u64,
     /// Uncompressed bytes that are free of `max_ratio`: small blobs of zeros compress a thousandfold honestly.
     pub ratio_free: u64,
-    /// Entries. Each costs about 300 bytes of memory while a layer is indexed.
+    /// Entries, and as many directories that entries lie in, whether the layer names these or not. Each costs 300 to
+    /// 500 bytes of memory while a layer is indexed, and an inode when it is unpacked.
     pub max_entries: u64,
     /// Length of one file, holes included: they cost nothing on disk, but reading them takes time.
     pub max_file: u64,
@@ -134,6 +136,7 @@ pub struct LayerReader<'a> {
     entries: u64,
     metadata: u64,
     globals: Extensions,
+    directories: DirectoryCount,
     current: Stored,
     ended: bool,
 }
@@ -183,6 +186,7 @@ impl<'a> LayerReader<'a> {
             entries: 0,
             metadata: 0,
             globals: Extensions::default(),
+            directories: DirectoryCount::default(),
             current: Stored::default(),
             ended: false,
         }
@@ -391,6 +395,10 @@ impl<'a> LayerReader<'a> {
             self.current.discard();
         }
         let path = path.measured().map_err(|error| refused(error.to_string()))?;
+        let limit = self.limits.max_entries;
+        if self.directories.add(&path, limit) > limit {
+            return Err(LayerError::Limit { what: "directories", limit });
+        }
         let number = |reason: String| LayerError::Malformed { offset: self.position, reason };
         let seconds = || header.mtime().map(|secs| Mtime { secs, nanos: 0 });
         Ok(Some(Entry {
@@ -415,6 +423,12 @@ impl<'a> LayerReader<'a> {
         let size = or_else(pax.size, || header.size())?;
         let device = || header.device();
         self.current = Stored { offset: self.position, ..Stored::default() };
+        if pax.sparse.name.is_some()
+            && !(pax.sparse.is_map() && matches!(header.type_flag(), 0 | b'0' | b'7'))
+        {
+            // Some readers give any entry that name, others only such files.
+            return Err(Trouble::Refused("it has the name of a sparse file but is none".to_owned()));
+        }
         match header.type_flag() {
             // v7 knew directories by the slash alone.
             0 if name.ends_with(b"/") => Ok(EntryKind::Directory),
@@ -452,10 +466,10 @@ impl<'a> LayerReader<'a> {
     fn regular(&mut self, header: &HeaderBlock, pax: &Extensions, stored: u64) -> Result<EntryKind, Trouble> {
         let records = &pax.sparse;
         let padding = padding_of(stored) as u64;
-        let in_content = records.major == Some(1) && records.minor == Some(0);
+        let in_content = records.map_in_content();
         let (segments, size) = if header.type_flag() == b'S' {
             (Some(self.gnu_map(header)?), header.gnu_real_size()?)
-        } else if in_content || records.map_seen {
+        } else if records.is_map() {
             let size = records.real_size.ok_or("the sparse file has no real size".to_owned())?;
             (Some(if in_content { Vec::new() } else { records.segments.clone() }), size)
         } else if records.major.is_some() || records.minor.is_some() {

@@ -11,7 +11,9 @@ use std::io::{self, Read};
 use super::entry::{EntryKind, layer_order};
 use super::index::{IndexEntry, LayerIndex};
 use super::path::{LayerPath, printable};
+use super::prefixes::PathHashes;
 use super::reader::{LayerError, LayerReader, Limits, ReadMode};
+use super::sparse::Segment;
 use super::stream::LayerStream;
 use crate::digest::{Algorithm, DiffId, Digest, Hasher};
 
@@ -79,11 +81,15 @@ fn scan_stream(
     let mut builder = IndexBuilder::default();
     while let Some(entry) = reader.next_entry()? {
         let offset = reader.content_offset();
-        let segments = reader.segments().unwrap_or_default().to_vec();
+        let mut segments = reader.segments().unwrap_or_default().to_vec();
         let content = match entry.kind {
             EntryKind::Regular { size } => content_digest(&mut reader, size, &segments)?,
             _ => None,
         };
+        // A file that is one hole: without a segment it would be taken for one that is stored whole.
+        if reader.segments().is_some_and(<[_]>::is_empty) && entry.size() > 0 {
+            segments.push(Segment { offset: entry.size(), length: 0 });
+        }
         builder.push(IndexEntry { entry, content, offset, segments })?;
     }
     Ok((builder, reader.into_end()))
@@ -92,7 +98,7 @@ fn scan_stream(
 fn content_digest(
     reader: &mut LayerReader<'_>,
     size: u64,
-    segments: &[super::sparse::Segment],
+    segments: &[Segment],
 ) -> Result<Option<Digest>, LayerError> {
     let stored: u64 = segments.iter().map(|segment| segment.length).sum();
     let holes = if reader.segments().is_some() { size - stored } else { 0 };
@@ -123,8 +129,9 @@ impl<R: Read> Read for BlobHash<R> {
 #[derive(Default)]
 struct IndexBuilder {
     entries: Vec<IndexEntry>,
-    /// The latest entry of each path, markers aside.
-    latest: HashMap<LayerPath, usize>,
+    hashes: PathHashes,
+    /// The latest entry of each path, markers aside, by the path's hash.
+    latest: HashMap<u64, usize>,
     /// The directory of the entry before, known to be good.
     parent: Option<LayerPath>,
 }
@@ -133,11 +140,13 @@ impl IndexBuilder {
     fn push(&mut self, entry: IndexEntry) -> Result<(), LayerError> {
         let parent = entry.path().parent();
         if parent != self.parent {
-            self.check_ancestors(&entry, parent.clone())?;
+            if let Some(parent) = &parent {
+                self.check_ancestors(&entry, parent)?;
+            }
             self.parent = parent;
         }
         if !entry.entry.is_marker() {
-            let here = self.latest.insert(entry.path().clone(), self.entries.len());
+            let here = self.latest.insert(self.hashes.of(entry.path()), self.entries.len());
             // What was a directory may be none any more.
             if here.is_some() {
                 self.parent = None;
@@ -147,18 +156,16 @@ impl IndexBuilder {
         Ok(())
     }
 
-    fn check_ancestors(&self, entry: &IndexEntry, parent: Option<LayerPath>) -> Result<(), LayerError> {
-        let mut ancestor = parent;
-        while let Some(path) = ancestor {
-            if let Some(&at) = self.latest.get(&path)
-                && self.entries[at].entry.kind != EntryKind::Directory
-            {
+    fn check_ancestors(&self, entry: &IndexEntry, parent: &LayerPath) -> Result<(), LayerError> {
+        for hash in self.hashes.down_to(parent) {
+            let Some(found) = self.latest.get(&hash).map(|&at| &self.entries[at].entry) else { continue };
+            if found.kind != EntryKind::Directory && parent.starts_with(&found.path) {
                 let reason = format!(
-                    "it lies under `{path}`, which the same layer makes something other than a directory"
+                    "it lies under `{}`, which the same layer makes something other than a directory",
+                    found.path
                 );
                 return Err(LayerError::Refused { name: printable(entry.path().as_bytes()), reason });
             }
-            ancestor = path.parent();
         }
         Ok(())
     }

@@ -16,11 +16,12 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, params};
 
 use super::error::StoreError;
-use super::ingest::{hash_file, open_plain};
+use super::ingest::hash_file;
 use super::metadata::{Durability, first, from_sql, now, run, text};
 use super::registration::{LEASE_GRACE_SECONDS, Seen, record_blob};
 use super::{Store, random_id};
 use crate::digest::Digest;
+use crate::root_dir::open_regular;
 
 /// An open blob. The content stays readable even when the blob is collected meanwhile.
 #[derive(Debug)]
@@ -160,13 +161,18 @@ impl Store {
         }
     }
 
+    /// Whether `blobs/` has the name. Only under the metadata's write lock does that remain so.
+    pub(super) fn is_named(&self, digest: &Digest) -> bool {
+        fs::symlink_metadata(self.blob_path(digest)).is_ok()
+    }
+
     fn open_blob(&self, digest: &Digest) -> Result<Option<(Blob, BlobRow)>, StoreError> {
         let Some(row) = self.blob_row(digest)? else { return Ok(None) };
         if let Some(reason) = row.damaged {
             return Err(StoreError::Damaged { digest: *digest, reason });
         }
         let path = self.blob_path(digest);
-        let file = match open_plain(&path) {
+        let file = match open_regular(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreError::io("open", &path, error)),

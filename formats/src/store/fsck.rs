@@ -23,14 +23,15 @@ use rusqlite::{Connection, params};
 use super::Store;
 use super::blob::{Blob, blob_row};
 use super::error::StoreError;
-use super::ingest::{hash_file, open_plain};
+use super::ingest::hash_file;
 use super::metadata::{Durability, now, parsed, rows, run, text, to_sql};
 use super::prune::UPLOAD_SECONDS_MAX;
 use super::put::PutOptions;
 use super::registration::{Seen, record_blob};
-use crate::digest::{Algorithm, Digest};
+use crate::digest::Digest;
 use crate::manifest::{MANIFEST_BYTES_MAX, ManifestOrIndex};
 use crate::reference::{ImageName, Tag};
+use crate::root_dir::open_regular;
 
 /// Called with each blob checked and its size in bytes, from several threads.
 pub type OnBlob<'a> = &'a (dyn Fn(&Digest, u64) + Sync);
@@ -168,8 +169,14 @@ impl Store {
     }
 
     fn check_blobs(&self, options: &FsckOptions<'_>, report: &mut FsckReport) -> Result<(), StoreError> {
-        let files = self.blob_files()?;
-        report.strangers = self.strangers()?;
+        let mut files = Vec::new();
+        for (path, digest) in self.digest_files("blobs")? {
+            match digest {
+                Some(digest) => files.push(digest),
+                None => report.strangers.push(path),
+            }
+        }
+        report.strangers.sort();
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -208,7 +215,7 @@ impl Store {
     fn check_file(&self, digest: &Digest, repair: bool) -> Result<Checked, StoreError> {
         let path = self.blob_path(digest);
         let known = self.blob_row(digest)?;
-        let file = match open_plain(&path) {
+        let file = match open_regular(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Checked::Gone),
             Err(error) => return Err(StoreError::io("open", &path, error)),
@@ -232,25 +239,6 @@ impl Store {
             })?;
         }
         Ok(Checked::Whole { size: seen.size, known: known.is_some() })
-    }
-
-    /// Files among the blobs that no digest names.
-    fn strangers(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let mut strangers = Vec::new();
-        for algorithm in Algorithm::ALL {
-            let directory = self.root().join("blobs").join(algorithm.name());
-            for entry in fs::read_dir(&directory).map_err(StoreError::at("list", &directory))? {
-                let entry = entry.map_err(StoreError::at("list", &directory))?;
-                let name = entry.file_name();
-                let digest =
-                    name.to_str().and_then(|hex| format!("{algorithm}:{hex}").parse::<Digest>().ok());
-                if digest.is_none() || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
-                    strangers.push(entry.path());
-                }
-            }
-        }
-        strangers.sort();
-        Ok(strangers)
     }
 
     /// Rows without files, and damage that was known before.
@@ -318,21 +306,15 @@ impl Store {
         Ok(())
     }
 
-    /// Layer indexes whose blob is gone.
+    /// Layer indexes whose blob is gone, and what else lies among the indexes.
     fn check_indexes(&self, repair: bool, report: &mut FsckReport) -> Result<(), StoreError> {
-        for algorithm in Algorithm::ALL {
-            let directory = self.root().join("index").join(algorithm.name());
-            for entry in fs::read_dir(&directory).map_err(StoreError::at("list", &directory))? {
-                let path = entry.map_err(StoreError::at("list", &directory))?.path();
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let blob = format!("{algorithm}:{name}").parse::<Digest>();
-                if blob.is_ok_and(|digest| self.blob_path(&digest).exists()) {
-                    continue;
-                }
-                report.stale_indexes += 1;
-                if repair {
-                    fs::remove_file(&path).map_err(StoreError::at("remove", &path))?;
-                }
+        for (path, digest) in self.digest_files("index")? {
+            if digest.is_some_and(|digest| self.is_named(&digest)) {
+                continue;
+            }
+            report.stale_indexes += 1;
+            if repair {
+                fs::remove_file(&path).map_err(StoreError::at("remove", &path))?;
             }
         }
         Ok(())

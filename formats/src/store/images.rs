@@ -108,7 +108,7 @@ impl Store {
     /// Manifests whose digest, or whose configuration's, begins with `prefix`.
     fn resolve_id(&self, typed: &str, prefix: &str) -> Result<ResolvedImage, StoreError> {
         let found = self.metadata().read("look up an image", |connection| {
-            // The last code point sorts behind every hex digit, so this is a range of the index.
+            // `g` sorts behind every hex digit, so this is a range of the index.
             let end = format!("{prefix}g");
             let sql = "SELECT repository.name, manifest.digest, manifest.media_type FROM manifest
                        JOIN repository ON repository.id = manifest.repository_id
@@ -222,8 +222,8 @@ impl Store {
         let record = |top: Top| {
             let blobs = &contents[&top.digest];
             let alone = blobs.iter().filter(|(digest, _)| users.get(digest) == Some(&1));
-            let (size, unique_size) = (blobs.values().sum(), alone.map(|(_, size)| size).sum());
-            self.describe(top, size, unique_size)
+            let alone = alone.map(|(_, size)| size);
+            self.describe(top, sum(blobs.values()), sum(alone))
         };
         Ok(tops.into_iter().map(record).collect())
     }
@@ -280,6 +280,11 @@ impl super::Repository {
                 .map_err(StoreError::sql("look up a manifest"))
         })
     }
+}
+
+/// Sizes are what manifests say, and these may say anything.
+fn sum<'s>(sizes: impl Iterator<Item = &'s u64>) -> u64 {
+    sizes.fold(0, |sum, size| sum.saturating_add(*size))
 }
 
 /// A manifest that is an image of its own.

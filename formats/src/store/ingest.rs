@@ -28,7 +28,7 @@
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::Store;
 use super::error::StoreError;
@@ -270,7 +270,11 @@ impl Ingest {
         let read_only = Permissions::from_mode(0o444);
         self.file.set_permissions(read_only).map_err(StoreError::at("set the mode of", &self.path))?;
         let target = self.store.blob_path(digest);
-        fs::rename(&self.path, &target).map_err(StoreError::at("create", &target))?;
+        fs::rename(&self.path, &target).map_err(|source| {
+            // An upload that stays suspended has to be writable for its next writer.
+            let _ = self.file.set_permissions(Permissions::from_mode(0o600));
+            StoreError::io("create", &target, source)
+        })?;
         self.released = true;
         Ok(())
     }
@@ -338,9 +342,6 @@ impl Drop for Ingest {
         } else {
             // A leftover is swept later; there is nobody to tell.
             let _ = fs::remove_file(&self.path);
-            if self.resumed {
-                let _ = self.store.forget_upload(&self.id);
-            }
         }
     }
 }
@@ -383,10 +384,4 @@ pub(super) fn hash_file(file: &File, algorithm: Algorithm) -> io::Result<Digest>
 fn copy_file(mut source: &File, mut target: &File) -> io::Result<()> {
     source.seek(SeekFrom::Start(0))?;
     io::copy(&mut source, &mut target).map(|_| ())
-}
-
-/// Opens a file that is expected to be a regular one and not a link to anywhere.
-pub(super) fn open_plain(path: &Path) -> io::Result<File> {
-    let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
-    OpenOptions::new().read(true).custom_flags(no_follow).open(path)
 }

@@ -1,12 +1,16 @@
 //! `metadata.db`: connections, durability and the few helpers that every statement of the store goes through.
 //!
 //! SQLite in WAL mode: readers see a snapshot and never wait for a writer; one process writes at a time, and
-//! within a process one thread does (a mutex is fairer than SQLite's sleeping busy handler). Readers are
-//! pooled. A write states its [`Durability`]: `Durable` is fsynced before it returns and is meant for what a
+//! within a process one thread does. Neither a mutex nor SQLite's busy handler, which sleeps and looks again, is
+//! fair: a collector that writes batch after batch would keep a push waiting till its end, or till the push gives
+//! up. So writers queue, by a mutex and the lock of `metadata.queue`, before they try. Readers are pooled. A
+//! write states its [`Durability`]: `Durable` is fsynced before it returns and is meant for what a
 //! client is told; `Soft` is atomic and survives the end of the process, but a power cut may take back the last
 //! of it, which costs nothing but work. A durable commit makes every earlier soft one durable too, because
 //! both are appended to the same write-ahead log in order.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,6 +40,8 @@ pub(super) enum Durability {
 #[derive(Debug)]
 pub(super) struct Metadata {
     path: PathBuf,
+    /// Held by the writer whose turn is next: the mutex among threads, the lock of the file among processes.
+    queue: Mutex<File>,
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
 }
@@ -44,6 +50,8 @@ impl Metadata {
     /// Opens or creates the database and migrates it.
     pub(super) fn open(path: &Path) -> Result<Metadata, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let queue_path = path.with_extension("queue");
+        let queue = File::create(&queue_path).map_err(StoreError::at("create", &queue_path))?;
         let mut writer =
             connect(path, flags | OpenFlags::SQLITE_OPEN_CREATE).map_err(|source| refused(path, source))?;
         let prepare = |writer: &mut Connection| -> rusqlite::Result<i64> {
@@ -58,7 +66,12 @@ impl Metadata {
         if found > schema::newest() {
             return Err(StoreError::SchemaNewer { path: path.to_owned(), found, known: schema::newest() });
         }
-        Ok(Metadata { path: path.to_owned(), writer: Mutex::new(writer), readers: Mutex::default() })
+        Ok(Metadata {
+            path: path.to_owned(),
+            queue: Mutex::new(queue),
+            writer: Mutex::new(writer),
+            readers: Mutex::default(),
+        })
     }
 
     /// Runs `work` on a read snapshot.
@@ -96,19 +109,11 @@ impl Metadata {
         action: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut writer: MutexGuard<'_, Connection> =
-            self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let synchronous = match durability {
-            Durability::Durable => "FULL",
-            Durability::Soft => "NORMAL",
-        };
-        writer.pragma_update(None, "synchronous", synchronous).map_err(StoreError::sql(action))?;
-        let transaction = writer
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(|source| self.failed(action, source))?;
-        let value = work(&transaction)?;
-        transaction.commit().map_err(|source| self.failed(action, source))?;
-        Ok(value)
+        self.in_turn(durability, action, |transaction| {
+            let value = work(&transaction)?;
+            transaction.commit().map_err(|source| self.failed(action, source))?;
+            Ok(value)
+        })
     }
 
     /// Runs `work` in a transaction that is rolled back whatever comes of it.
@@ -117,11 +122,30 @@ impl Metadata {
         action: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let transaction = writer
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(|source| self.failed(action, source))?;
-        work(&transaction)
+        self.in_turn(Durability::Soft, action, |transaction| work(&transaction))
+    }
+
+    /// Begins a transaction that holds the write lock, when it is this writer's turn. Whoever waits for the lock
+    /// holds the queue, so a writer that wants the lock again at once comes after those who wait already.
+    fn in_turn<T>(
+        &self,
+        durability: Durability,
+        action: &'static str,
+        work: impl FnOnce(Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let synchronous = match durability {
+            Durability::Durable => "FULL",
+            Durability::Soft => "NORMAL",
+        };
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer: MutexGuard<'_, Connection> =
+            self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.pragma_update(None, "synchronous", synchronous).map_err(StoreError::sql(action))?;
+        wait_for(&queue).map_err(StoreError::at("lock", &self.path))?;
+        let begun = writer.transaction_with_behavior(TransactionBehavior::Immediate);
+        queue.unlock().map_err(StoreError::at("unlock", &self.path))?;
+        drop(queue);
+        work(begun.map_err(|source| self.failed(action, source))?)
     }
 
     /// SQLite's own check of the whole file; the complaints found.
@@ -142,6 +166,16 @@ impl Metadata {
             Some(ErrorCode::DiskFull) => StoreError::Full { action, path: self.path.clone() },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => refused(&self.path, source),
             _ => StoreError::Metadata { action, source },
+        }
+    }
+}
+
+/// Locks a file of one's own, however many signals arrive meanwhile.
+fn wait_for(file: &File) -> io::Result<()> {
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
         }
     }
 }
@@ -223,4 +257,55 @@ pub(super) fn now() -> i64 {
 /// A digest as SQL text.
 pub(super) fn text(digest: &Digest) -> String {
     digest.to_string()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    /// How many transactions of a writer that never pauses go before that of one who comes in the midst of one; the
+    /// middle of several cases.
+    fn go_before(greedy: &Metadata, patient: &Metadata) -> usize {
+        let (count, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let count_one = |_: &Transaction<'_>| {
+            count.fetch_add(1, Ordering::SeqCst);
+            // Time for the other to come and wait.
+            (0..100).for_each(|_| std::thread::yield_now());
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    greedy.write(Durability::Soft, "count", count_one).unwrap();
+                }
+            });
+            let mut before: Vec<usize> = Vec::new();
+            for _ in 0..21 {
+                let seen = count.load(Ordering::SeqCst);
+                while count.load(Ordering::SeqCst) == seen {
+                    std::thread::yield_now();
+                }
+                let begun = count.load(Ordering::SeqCst);
+                patient.write(Durability::Soft, "wait", |_| Ok(())).unwrap();
+                before.push(count.load(Ordering::SeqCst) - begun);
+            }
+            done.store(true, Ordering::SeqCst);
+            before.sort_unstable();
+            before[before.len() / 2]
+        })
+    }
+
+    #[test]
+    fn writers_take_turns() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Metadata::open(&directory.path().join("metadata.db")).unwrap();
+        let (one, another) = (open(), open());
+        // A thread of the same process, then one that knows no more of the other than another process would.
+        for patient in [&one, &another] {
+            let before = go_before(&one, patient);
+            assert!(before <= 4, "{before} transactions went before");
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! blobs/<alg>/<hex>      immutable, whole, verified on the way in (an OCI layout's own shape)
 //! index/<alg>/<hex>      layer index of a layer blob; can be rebuilt
 //! metadata.db            SQLite: repositories, tags, manifests, references, uploads, leases, cache
+//! metadata.queue         empty; locked by the process whose turn to write is next
 //! uploads/<id>           unfinished ingests, locked by their writer; also blobs on their way out
 //! quarantine/            damaged blobs, kept for the curious, never served
 //! snapshots/<id>/        layer contents as overlay lower directories (owned by the runner)
@@ -25,6 +26,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::hash::{BuildHasher, Hasher as _};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,9 +96,12 @@ struct Inner {
 
 impl Store {
     /// Opens the store in `root`, and creates it if there is none. Opening is cheap: nothing is scanned.
+    ///
+    /// A store that is created is its owner's alone: images hold set-user-ID programs, which other users of the
+    /// machine must not be able to start from where they lie unpacked. A directory that exists keeps its mode.
     pub fn open(root: &Path) -> Result<Store, StoreError> {
         let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o755);
+        builder.recursive(true).mode(0o700);
         let create = |path: &Path| builder.create(path).map_err(StoreError::at("create", path));
         create(root)?;
         let root = root.canonicalize().map_err(StoreError::at("open", root))?;
@@ -175,19 +180,27 @@ impl Store {
         }
     }
 
-    /// The directories themselves must survive a power cut before anything in them can.
+    /// The directories themselves must survive a power cut before anything in them can. The marker comes last: who
+    /// finds it, in whichever process, need not wait for anything.
     fn sync_skeleton(&self) -> Result<(), StoreError> {
-        let marker = self.inner.root.join("blobs").join(".synced");
+        let blobs = self.inner.root.join("blobs");
+        let marker = blobs.join(".synced");
         if marker.exists() {
             return Ok(());
         }
-        fs::write(&marker, b"").map_err(StoreError::at("create", &marker))?;
-        let parent = self.inner.root.parent().unwrap_or(&self.inner.root);
-        for directory in [&self.inner.root.join("blobs"), &self.inner.root, parent] {
-            let sync = File::open(directory).and_then(|file| file.sync_all());
-            sync.map_err(StoreError::at("sync", directory))?;
+        let sync = |directory: &Path| File::open(directory).and_then(|file| file.sync_all());
+        for directory in [&blobs, &self.inner.root] {
+            sync(directory).map_err(StoreError::at("sync", directory))?;
         }
-        Ok(())
+        for above in self.inner.root.ancestors().skip(1) {
+            match sync(above) {
+                Ok(()) => {}
+                // What this user may not even read, this user has not made.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+                Err(error) => return Err(StoreError::io("sync", above, error)),
+            }
+        }
+        fs::write(&marker, b"").map_err(StoreError::at("create", &marker))
     }
 }
 

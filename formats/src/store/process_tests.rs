@@ -56,7 +56,7 @@ fn manifest_of(blobs: &[Committed]) -> Manifest {
 }
 
 fn report_line(text: &str) {
-    let mut out = std::io::stdout().lock();
+    let mut out = io::stdout().lock();
     writeln!(out, "\n@{text}").unwrap();
     out.flush().unwrap();
 }

@@ -30,13 +30,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, params};
+use walkdir::WalkDir;
 
 use super::error::StoreError;
 use super::metadata::{Durability, first, from_sql, now, parsed, rows, run, text};
 use super::registration::LEASE_GRACE_SECONDS;
 use super::repository::delete_manifest_rows;
 use super::{Store, random_id};
-use crate::digest::{Algorithm, Digest};
+use crate::digest::Digest;
 use crate::reference::{ImageName, Tag};
 
 /// How many candidates are decided on in one transaction: it holds the write lock, and others wait.
@@ -320,18 +321,31 @@ impl Store {
 
     /// The digests that have a file in `blobs/`.
     pub(super) fn blob_files(&self) -> Result<Vec<Digest>, StoreError> {
-        let mut digests = Vec::new();
-        for algorithm in Algorithm::ALL {
-            let directory = self.root().join("blobs").join(algorithm.name());
-            let entries = fs::read_dir(&directory).map_err(StoreError::at("list", &directory))?;
-            for entry in entries {
-                let name = entry.map_err(StoreError::at("list", &directory))?.file_name();
-                let digest =
-                    name.to_str().and_then(|hex| format!("{algorithm}:{hex}").parse::<Digest>().ok());
-                digests.extend(digest);
-            }
+        Ok(self.digest_files("blobs")?.into_iter().filter_map(|(_, digest)| digest).collect())
+    }
+
+    /// What lies in `blobs/` or `index/`, each with the digest that names it, if it is a file that one names.
+    pub(super) fn digest_files(&self, folder: &str) -> Result<Vec<(PathBuf, Option<Digest>)>, StoreError> {
+        let folder = self.root().join(folder);
+        let mut found = Vec::new();
+        for entry in WalkDir::new(&folder).min_depth(2).max_depth(2) {
+            let entry = match entry {
+                Ok(entry) => entry,
+                // Collected since its directory was read.
+                Err(error) if error.io_error().is_some_and(|e| e.kind() == io::ErrorKind::NotFound) => {
+                    continue;
+                }
+                Err(error) => return Err(StoreError::io("list", &folder, error.into())),
+            };
+            let parent = entry.path().parent().and_then(Path::file_name);
+            let named = || {
+                let (algorithm, hex) = (parent?.to_str()?, entry.file_name().to_str()?);
+                format!("{algorithm}:{hex}").parse::<Digest>().ok()
+            };
+            let digest = if entry.file_type().is_file() { named() } else { None };
+            found.push((entry.into_path(), digest));
         }
-        Ok(digests)
+        Ok(found)
     }
 
     /// Collects at once what nothing needs any more out of `digests`, which a repository just gave up.

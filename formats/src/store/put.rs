@@ -131,8 +131,8 @@ impl Repository {
         Ok(put)
     }
 
-    /// The files of what a manifest names, before anything is written. The rows are checked again, under the
-    /// lock; this finds what only a look at the disk can.
+    /// The files of what a manifest names, before anything is written. Whether they are still there is checked
+    /// again under the lock; this finds files of the wrong size, which go to quarantine.
     fn check_files(&self, manifest: &Digest, mentions: &[Mention]) -> Result<(), StoreError> {
         let mut missing = Vec::new();
         for mention in
@@ -160,12 +160,14 @@ impl Repository {
     ) -> Result<(), StoreError> {
         let id = repository_id(transaction, &self.name)?;
         self.check_precondition(transaction, id, tags, &put.digest, options.precondition)?;
-        let missing = missing(transaction, id, mentions, options)?;
+        let missing = self.missing(transaction, id, mentions, options)?;
         if !missing.is_empty() {
             return Err(StoreError::ContentMissing { manifest: put.digest, missing });
         }
         let failed = || StoreError::sql("put a manifest");
-        if blob_row(transaction, &put.digest).map_err(failed())?.is_none() {
+        if blob_row(transaction, &put.digest).map_err(failed())?.is_none()
+            || !self.store.is_named(&put.digest)
+        {
             return Err(StoreError::BlobUnknown(put.digest));
         }
         insert_manifest(transaction, id, put, document, mentions).map_err(failed())?;
@@ -176,6 +178,38 @@ impl Repository {
             self.adopt(transaction, id, put, mentions).map_err(failed())?;
         }
         Ok(())
+    }
+
+    /// What of `mentions` a put with `options` lacks. The names in `blobs/` are looked at as well as the rows: a
+    /// collector that died between removing one and the other leaves a row without a file.
+    fn missing(
+        &self,
+        connection: &Connection,
+        id: i64,
+        mentions: &[Mention],
+        options: &PutOptions,
+    ) -> Result<Vec<Digest>, StoreError> {
+        let blob_in_repository = "SELECT 1 FROM blob JOIN repository_blob
+            ON repository_blob.digest = blob.digest WHERE repository_blob.repository_id = ?1
+            AND blob.digest = ?2 AND blob.damaged IS NULL";
+        let blob_in_store = "SELECT 1 FROM blob WHERE ?1 = ?1 AND digest = ?2 AND damaged IS NULL";
+        let manifest = "SELECT 1 FROM manifest WHERE repository_id = ?1 AND digest = ?2";
+        let mut missing = Vec::new();
+        for mention in mentions.iter().filter(|mention| mention.kind != MentionKind::Foreign) {
+            let sql = match (mention.kind, options.require) {
+                (_, Require::Nothing) => continue,
+                (MentionKind::Manifest, _) if options.allow_sparse => continue,
+                (MentionKind::Manifest, _) => manifest,
+                (_, Require::BlobsInRepository) => blob_in_repository,
+                (_, Require::BlobsInStore) => blob_in_store,
+            };
+            let found = first(connection, sql, params![id, text(&mention.digest)], |_| Ok(()));
+            let known = found.map_err(StoreError::sql("look for what a manifest names"))?.is_some();
+            if !known || !self.store.is_named(&mention.digest) {
+                missing.push(mention.digest);
+            }
+        }
+        Ok(missing)
     }
 
     /// Makes the blobs a local manifest names the repository's, and gives back this session's leases on them:
@@ -244,34 +278,6 @@ fn mentions(document: &ManifestOrIndex) -> Vec<Mention> {
             index.manifests().iter().map(|child| mention(child, MentionKind::Manifest)).collect()
         }
     }
-}
-
-/// What of `mentions` a put with `options` lacks.
-fn missing(
-    connection: &Connection,
-    id: i64,
-    mentions: &[Mention],
-    options: &PutOptions,
-) -> Result<Vec<Digest>, StoreError> {
-    let blob_in_repository = "SELECT 1 FROM blob JOIN repository_blob ON repository_blob.digest = blob.digest
-        WHERE repository_blob.repository_id = ?1 AND blob.digest = ?2 AND blob.damaged IS NULL";
-    let blob_in_store = "SELECT 1 FROM blob WHERE ?1 = ?1 AND digest = ?2 AND damaged IS NULL";
-    let manifest = "SELECT 1 FROM manifest WHERE repository_id = ?1 AND digest = ?2";
-    let mut missing = Vec::new();
-    for mention in mentions.iter().filter(|mention| mention.kind != MentionKind::Foreign) {
-        let sql = match (mention.kind, options.require) {
-            (_, Require::Nothing) => continue,
-            (MentionKind::Manifest, _) if options.allow_sparse => continue,
-            (MentionKind::Manifest, _) => manifest,
-            (_, Require::BlobsInRepository) => blob_in_repository,
-            (_, Require::BlobsInStore) => blob_in_store,
-        };
-        let found = first(connection, sql, params![id, text(&mention.digest)], |_| Ok(()));
-        if found.map_err(StoreError::sql("look for what a manifest names"))?.is_none() {
-            missing.push(mention.digest);
-        }
-    }
-    Ok(missing)
 }
 
 fn insert_manifest(

@@ -161,7 +161,7 @@ impl Repository {
         self.write("link a blob", |transaction| {
             let failed = || StoreError::sql("link a blob");
             let row = blob_row(transaction, digest).map_err(failed())?;
-            if row.is_none_or(|row| row.damaged.is_some()) {
+            if row.is_none_or(|row| row.damaged.is_some()) || !self.store.is_named(digest) {
                 return Ok(false);
             }
             let id = repository_id(transaction, &self.name)?;

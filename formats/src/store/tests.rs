@@ -57,6 +57,22 @@ fn uploads(store: &Store) -> usize {
 }
 
 #[test]
+fn a_new_store_is_its_owners_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("a/store")).unwrap();
+    for path in [store.root().to_owned(), store.snapshots_dir(), store.root().join("blobs/sha256")] {
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{}", path.display());
+    }
+    // A directory that somebody prepared keeps the mode it was given.
+    let prepared = directory.path().join("prepared");
+    fs::create_dir(&prepared).unwrap();
+    fs::set_permissions(&prepared, fs::Permissions::from_mode(0o750)).unwrap();
+    Store::open(&prepared).unwrap();
+    assert_eq!(fs::metadata(&prepared).unwrap().permissions().mode() & 0o777, 0o750);
+}
+
+#[test]
 fn bytes_come_back_as_they_went_in() {
     let (_directory, store) = store();
     for algorithm in Algorithm::ALL {
@@ -355,6 +371,20 @@ fn users_find_images_by_name_and_short_id() {
 }
 
 #[test]
+fn sizes_that_lie_do_not_break_the_listing() {
+    let (_directory, store) = store();
+    let blob = |content: &[u8]| {
+        let committed = store.put_bytes(content).unwrap();
+        Descriptor::new(media_type::OCI_LAYER_TAR, committed.digest, u64::MAX)
+    };
+    let layers = [&b"a"[..], b"b", b"c", b"d"].map(blob).to_vec();
+    let manifest = Manifest::build(blob(b"{}"), layers, Default::default());
+    let repository = store.repository(&name("app"));
+    repository.put_manifest(manifest.raw(), None, &[Tag::latest()], &PutOptions::local()).unwrap();
+    assert_eq!(store.images().unwrap()[0].size, u64::MAX);
+}
+
+#[test]
 fn caches_remember_until_told_otherwise() {
     let (_directory, store) = store();
     store.cache_put("k1", "p", b"v1", &[]).unwrap();
@@ -490,18 +520,23 @@ fn fsck_finds_every_kind_of_damage_and_repairs_what_it_can() {
     overwrite(&store.blob_path(&rotten), b"rottEn");
     fs::remove_file(store.blob_path(&gone)).unwrap();
     fs::write(store.blob_path(&Digest::sha256(b"orphan")), b"orphan").unwrap();
+    let strangers = [b"link", b"dirs"].map(|content| store.blob_path(&Digest::sha256(content)));
+    std::os::unix::fs::symlink("nowhere", &strangers[0]).unwrap();
+    fs::create_dir(&strangers[1]).unwrap();
     fs::write(store.blob_path(&rotten).with_file_name("README"), b"stranger").unwrap();
     fs::write(store.index_path(&Digest::sha256(b"nobody")), b"").unwrap();
     for options in [check, repair] {
         let report = store.fsck(&options).unwrap();
         assert_eq!(report.damaged.iter().map(|(digest, _)| *digest).collect::<Vec<_>>(), [rotten]);
         assert_eq!((report.missing, report.unknown), (vec![gone], vec![Digest::sha256(b"orphan")]));
-        assert_eq!((report.strangers.len(), report.stale_indexes), (1, 1));
+        assert_eq!((report.strangers.len(), report.stale_indexes), (3, 1));
         let broken: Vec<_> = report.broken.iter().map(|broken| broken.missing.clone()).collect();
         assert_eq!(broken.len(), 2, "{broken:?}");
         assert!(broken.contains(&vec![rotten]) && broken.contains(&vec![gone]));
     }
     fs::remove_file(store.blob_path(&rotten).with_file_name("README")).unwrap();
+    fs::remove_file(&strangers[0]).unwrap();
+    fs::remove_dir(&strangers[1]).unwrap();
     for content in [&b"rotten"[..], b"gone"] {
         store.put_bytes(content).unwrap();
     }
