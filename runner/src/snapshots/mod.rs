@@ -105,6 +105,11 @@ impl Snapshots {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| at("open", path)(errno.into()))?;
+        // It may be older than this rule, or made by somebody who did not know it.
+        let stat = rustix::fs::fstat(&folder).map_err(|errno| at("look at", path)(errno.into()))?;
+        if stat.st_mode & 0o077 != 0 {
+            rustix::fs::fchmod(&folder, Mode::RWXU).map_err(|errno| at("close", path)(errno.into()))?;
+        }
         rustix::fs::flock(&folder, FlockOperation::LockShared)
             .map_err(|errno| at("lock", path)(errno.into()))?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -118,11 +123,13 @@ impl Snapshots {
         if self.good_for_this_boot(&name) { Some(self.path.join(name)) } else { None }
     }
 
-    /// The tree of a layer, unpacked from `open` unless it is there already. `open` gives the layer's verified bytes,
-    /// compressed or not. Several processes may prepare one layer at once; one of them wins and all get its tree.
+    /// The tree of a layer, unpacked from `open` unless it is there already. `open` gives the layer's bytes, compressed
+    /// or not; they are hashed while they are unpacked, and only the tar that `layer` names becomes its tree: neither
+    /// an image whose configuration claims another image's layer, nor bytes that rotted on the disk, can take its
+    /// place. Several processes may prepare one layer at once; one of them wins and all get its tree.
     ///
     /// # Errors
-    /// When the layer is hostile or damaged, or the disk is full; nothing is left then.
+    /// When the layer is hostile, damaged or another one, or the disk is full; nothing is left then.
     pub fn prepare<R: io::Read + Send>(
         &self,
         layer: &DiffId,
@@ -137,8 +144,9 @@ impl Snapshots {
         let unfinished = self.begin()?;
         let failed = |source| SnapshotError::Apply { layer: *layer, source };
         let input = open().map_err(|error| failed(ApplyError::Layer(LayerError::Read(error))))?;
-        let mut reader = LayerReader::new(input, limits).map_err(|error| failed(error.into()))?;
+        let mut reader = LayerReader::hashing(input, limits).map_err(|error| failed(error.into()))?;
         let skipped = apply::apply(&mut reader, &unfinished.tree, self.owners).map_err(failed)?;
+        check_diff_id(layer, reader.diff_id()).map_err(failed)?;
         rustix::fs::syncfs(&unfinished._lock).map_err(|errno| at("sync", &self.path)(errno.into()))?;
         unfinished.publish(&name)?;
         Ok((self.path.join(name), skipped))
@@ -266,6 +274,18 @@ impl Snapshots {
     fn is_being_made(&self, name: &str) -> bool {
         let Ok(folder) = File::open(self.path.join(name)) else { return false };
         rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err()
+    }
+}
+
+/// Whether what was unpacked is the layer it should be.
+fn check_diff_id(expected: &DiffId, actual: Option<DiffId>) -> Result<(), ApplyError> {
+    match actual {
+        Some(actual) if actual == *expected => Ok(()),
+        actual => Err(ApplyError::Layer(LayerError::Mismatch {
+            what: "diff_id",
+            expected: Box::new(*expected.digest()),
+            actual: Box::new(actual.map_or(*expected.digest(), |actual| *actual.digest())),
+        })),
     }
 }
 
