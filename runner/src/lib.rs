@@ -13,6 +13,7 @@
 //! | `executable` | our own binary, as init may execute it |
 //! | `init`, `tree`, `kernel_fs`, `payload` | the child's side: carrying out the plan, process 1, the payload |
 //! | [`foreground`], `terminal` | a payload on the caller's terminal |
+//! | `kept_terminal` | the caller's terminal when the payload is not to have it |
 //! | [`userns`] | becoming root in a user namespace; subordinate ids |
 //! | [`user`], `idmap` | `--user` text; which ids there are |
 //! | [`capabilities`], `seccomp` | what a payload may do |
@@ -32,6 +33,7 @@ mod executable;
 pub mod foreground;
 mod idmap;
 mod init;
+mod kept_terminal;
 mod kernel_fs;
 pub mod limits;
 mod message;
