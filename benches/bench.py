@@ -116,7 +116,7 @@ def tree_digest(layers):
     ignored = re.compile(r"^(dev|proc|sys|run|etc/(hosts|hostname|resolv\.conf|mtab))(/|$)")
     tree = {}
     for layer in layers:
-        with tarfile.open(fileobj=layer, mode="r|*") as tar:
+        with tarfile.open(fileobj=layer, mode="r:*") as tar:
             for member in tar:
                 path = os.path.normpath("/" + member.name).strip("/")
                 folder, _, name = path.rpartition("/")

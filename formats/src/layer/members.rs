@@ -43,6 +43,21 @@ pub(super) struct Piece {
     pub(super) bytes: Vec<u8>,
     /// Where in `bytes` content of regular files lies, in order.
     pub(super) contents: Vec<ContentRun>,
+    /// Where the buffer goes afterwards.
+    buffers: Option<Buffers>,
+}
+
+/// Buffers of pieces that are done with. A fresh one for each piece would cost a page fault for each 4 KiB of layer.
+type Buffers = Arc<Mutex<Vec<Vec<u8>>>>;
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        if let Some(buffers) = &self.buffers {
+            let mut bytes = std::mem::take(&mut self.bytes);
+            bytes.clear();
+            buffers.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+        }
+    }
 }
 
 /// Content of one file within one piece.
@@ -74,6 +89,7 @@ pub(super) struct MemberWriter<W> {
     size: u64,
     uncompressed_size: u64,
     members: Vec<Member>,
+    buffers: Buffers,
     stage: Stage,
 }
 
@@ -95,8 +111,16 @@ impl<W: Write> MemberWriter<W> {
             size: 0,
             uncompressed_size: 0,
             members: Vec::new(),
+            buffers: Buffers::default(),
             stage: Stage::Inline(None),
         }
+    }
+
+    /// An empty piece, on the buffer of an earlier one where there is one.
+    pub(super) fn next_piece(&self) -> Piece {
+        let used = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let bytes = used.unwrap_or_else(|| Vec::with_capacity(super::writer::MEMBER_BYTES_MAX));
+        Piece { bytes, contents: Vec::new(), buffers: Some(Arc::clone(&self.buffers)) }
     }
 
     /// Takes the next piece; blocks while too many are on their way.
@@ -117,7 +141,14 @@ impl<W: Write> MemberWriter<W> {
 
     fn dispatch(&mut self, piece: Piece) -> io::Result<()> {
         let Stage::Threads(threads) = &mut self.stage else { return Ok(()) };
-        threads.dispatch(piece, self.threads)?;
+        let piece = Arc::new(piece);
+        if self.compression == LayerCompression::None {
+            threads.hash(Arc::clone(&piece))?;
+            let piece_bytes = piece.bytes.len() as u64;
+            return self.write_member(Compressed { piece_bytes, bytes: CompressedBytes::Plain(piece) });
+        }
+        threads.compress(Arc::clone(&piece), self.threads)?;
+        threads.hash(piece)?;
         while let Stage::Threads(threads) = &mut self.stage
             && threads.pending.len() >= self.threads + QUEUE_EXTRA
         {
@@ -324,16 +355,18 @@ impl Threads {
         })
     }
 
-    fn dispatch(&mut self, piece: Piece, threads_max: usize) -> io::Result<()> {
+    fn compress(&mut self, piece: Arc<Piece>, threads_max: usize) -> io::Result<()> {
         if self.workers.len() < threads_max.min(self.pending.len() + 1) {
             self.add_worker()?;
         }
-        let piece = Arc::new(piece);
         let (done, result) = sync_channel(1);
-        self.jobs.send(Job { piece: Arc::clone(&piece), done }).map_err(|_| lost_thread())?;
-        self.to_hash.send(piece).map_err(|_| lost_thread())?;
+        self.jobs.send(Job { piece, done }).map_err(|_| lost_thread())?;
         self.pending.push_back(result);
         Ok(())
+    }
+
+    fn hash(&self, piece: Arc<Piece>) -> io::Result<()> {
+        self.to_hash.send(piece).map_err(|_| lost_thread())
     }
 
     fn add_worker(&mut self) -> io::Result<()> {

@@ -388,7 +388,7 @@ impl<W: Write + Send> LayerWriter<W> {
 
     /// Ends the current member.
     fn cut(&mut self) -> Result<(), WriteError> {
-        let next = Piece { bytes: Vec::with_capacity(MEMBER_BYTES_MAX), contents: Vec::new() };
+        let next = self.members.next_piece();
         let piece = std::mem::replace(&mut self.piece, next);
         self.piece_offset += piece.bytes.len() as u64;
         self.members.submit(piece).map_err(WriteError::Output)
