@@ -1,7 +1,7 @@
 //! State of foreground runs on disk.
 //!
 //! ```text
-//! containers/<id>/         locked (flock) by the rimg process that runs it
+//! containers/<id>/         locked (flock) by the rimg process that runs it; `name-<name>` for a run with a name
 //! containers/<id>/upper/   what the run changed
 //! containers/<id>/work/    the overlay's scratch directory
 //! ```
@@ -20,6 +20,28 @@ use rimg_formats::root_dir::RootDir;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::spec::Upper;
+
+/// The prefix of directories of runs with a name, which ids of other runs, being hexadecimal, do not have.
+const NAMED_PREFIX: &str = "name-";
+
+/// Names become host names, which the kernel limits to this.
+const NAME_BYTES_MAX: usize = 64;
+
+/// Why a run cannot have its name.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    /// It is no name (docker's grammar).
+    #[error(
+        "`{0}` is no name of a container: letters, digits, `_`, `.` and `-`, up to 64, a letter or digit first"
+    )]
+    Grammar(String),
+    /// A run that is still going on has it.
+    #[error("the name `{0}` is in use by a container that runs: choose another, or wait for its end")]
+    Taken(String),
+    /// The kernel's.
+    #[error("failed to make the container's folder: {0}")]
+    Io(#[from] io::Error),
+}
 
 /// The directory of all containers.
 #[derive(Debug, Clone)]
@@ -48,21 +70,49 @@ impl Containers {
     /// The kernel's.
     pub fn create(&self) -> io::Result<Container> {
         loop {
-            let id = unique_id();
-            let path = self.directory.join(&id);
-            // Nobody else may look into it: it can contain set-user-id programs of the image.
-            match fs::DirBuilder::new().mode(0o700).create(&path) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                other => other?,
+            if let Some(container) = self.claim(unique_id())? {
+                return Ok(container);
             }
-            let Some(lock) = lock(&path)? else { continue };
-            let container = Container { id, parent: self.directory.clone(), _lock: lock };
-            fs::create_dir(path.join("upper"))?;
-            // The upper's root becomes the mode of `/` inside.
-            fs::set_permissions(path.join("upper"), fs::Permissions::from_mode(0o755))?;
-            fs::create_dir(path.join("work"))?;
-            return Ok(container);
         }
+    }
+
+    /// As [`Containers::create`], for a run with a name that no other run has while it lasts.
+    ///
+    /// # Errors
+    /// [`NameError`] when it is no name, or taken.
+    pub fn create_named(&self, name: &str) -> Result<Container, NameError> {
+        let grammar = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+        if !grammar || name.len() > NAME_BYTES_MAX || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            return Err(NameError::Grammar(name.to_owned()));
+        }
+        let id = format!("{NAMED_PREFIX}{name}");
+        // What a dead run of this name left is in the way of the first try only.
+        for _ in 0..2 {
+            if let Some(container) = self.claim(id.clone())? {
+                return Ok(container);
+            }
+            if let Some(_lock) = lock(&self.directory.join(&id))? {
+                remove(&self.directory, &id)?;
+            }
+        }
+        Err(NameError::Taken(name.to_owned()))
+    }
+
+    /// The state of a run under this id; `None` when there is one already.
+    fn claim(&self, id: String) -> io::Result<Option<Container>> {
+        let path = self.directory.join(&id);
+        // Nobody else may look into it: it can contain set-user-id programs of the image.
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+            other => other?,
+        }
+        let Some(lock) = lock(&path)? else { return Ok(None) };
+        let container = Container { id, parent: self.directory.clone(), _lock: lock };
+        fs::create_dir(path.join("upper"))?;
+        // The upper's root becomes the mode of `/` inside.
+        fs::set_permissions(path.join("upper"), fs::Permissions::from_mode(0o755))?;
+        fs::create_dir(path.join("work"))?;
+        Ok(Some(container))
     }
 
     /// Removes what runs that are no more left behind. Returns how many there were.
@@ -152,5 +202,21 @@ mod tests {
         assert!(path.join("upper").is_dir() && path.join("work").is_dir());
         drop(live);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_name_is_one_runs_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let containers = Containers::new(directory.path());
+        let first = containers.create_named("web").unwrap();
+        assert!(matches!(containers.create_named("web"), Err(NameError::Taken(_))));
+        drop(first);
+        // A run that was killed leaves its directory, and no lock.
+        fs::create_dir_all(directory.path().join("name-web/upper/x")).unwrap();
+        drop(containers.create_named("web").unwrap());
+        for bad in ["", ".", "..", "a/b", "-a", "a b", "a\n", &"x".repeat(65)] {
+            assert!(matches!(containers.create_named(bad), Err(NameError::Grammar(_))), "{bad:?}");
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

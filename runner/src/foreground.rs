@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::kept_terminal::{self, Copies};
 use crate::sandbox::{ExitStatus, Running, Sandbox, SandboxError};
-use crate::spec::{SandboxSpec, Stdio, StdioEnd};
+use crate::spec::{SandboxSpec, Stdio};
 use crate::sys::SignalPipe;
 use crate::terminal::{RawMode, Relay};
 
@@ -18,7 +19,8 @@ use crate::terminal::{RawMode, Relay};
 const PROXIED: [i32; 6] =
     [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2];
 
-/// Runs a payload on the caller's standard descriptors until it ends. With `interactive` it reads the caller's
+/// Runs a payload on the caller's standard descriptors until it ends; without a terminal of its own it gets pipes where
+/// the caller has one. With `interactive` it reads the caller's
 /// standard input, else nothing. `started` is called once the payload is being executed.
 ///
 /// The terminal, if the spec asks for one, is in raw mode meanwhile and put back on every way out.
@@ -32,10 +34,10 @@ pub fn run_foreground(
 ) -> Result<ExitStatus, SandboxError> {
     let with_terminal = spec.tty.is_some();
     let (mut signals, pipe) = divert(with_terminal).map_err(kernel("divert signals"))?;
-    let stdin = if interactive { StdioEnd::Inherit } else { StdioEnd::Null };
-    let stdio = Stdio { stdin, stdout: StdioEnd::Inherit, stderr: StdioEnd::Inherit };
+    let stdio = if with_terminal { Stdio::default() } else { kept_terminal::stdio(interactive) };
     let mut running = Sandbox::new(spec)?.spawn(stdio)?;
     started(&running);
+    let copies = Copies::start(&mut running).map_err(kernel("copy to and from the terminal"))?;
     let mut relay = match running.terminal.take() {
         Some(master) => Some(Relay::new(master, interactive).map_err(kernel("use the sandbox's terminal"))?),
         None => None,
@@ -57,6 +59,9 @@ pub fn run_foreground(
     }
     drop(raw_mode);
     drop(pipe);
+    if status.is_ok() {
+        copies.finish();
+    }
     status
 }
 

@@ -21,7 +21,7 @@ use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 
 use crate::kernel_fs::{self, Terminal};
 use crate::message::{self, Message, SetupFailure};
-use crate::payload;
+use crate::payload::{self, Prepared};
 use crate::plan::{Op, Plan};
 use crate::sys::{self, MountChange};
 use crate::tree::{self, OrFail, PointKind, Tree, attach, new_file_system};
@@ -75,6 +75,9 @@ fn adopt(plan_fd: i32) -> std::io::Result<(Plan, OwnedFd)> {
 fn set_up_and_run(plan: &Plan, control: &OwnedFd) -> Result<i32, SetupFailure> {
     let signals = SigSet::all();
     signals.thread_block().or_fail(|| "block signals".to_owned())?;
+    // Out of the caller's process group: a Ctrl-C on its terminal reaches the caller, which passes it on, and must not
+    // reach the payload a second time through us.
+    rustix::process::setsid().or_fail(|| "start a session".to_owned())?;
     let mut setup = Setup::default();
     for op in &plan.ops {
         setup.carry_out(op, control)?;
@@ -82,12 +85,19 @@ fn set_up_and_run(plan: &Plan, control: &OwnedFd) -> Result<i32, SetupFailure> {
     let tree = setup
         .tree
         .ok_or_else(|| SetupFailure { operation: "attach a root: the plan has none".to_owned(), errno: 0 })?;
-    let launch = payload::prepare(&plan.payload, &tree.root)?;
+    let launch = match payload::prepare(&plan.payload, &tree.root)? {
+        Prepared::Launch(launch) => launch,
+        Prepared::UserUnmapped(user) => {
+            let unmapped = Message::UserUnmapped(user);
+            message::send(control.as_fd(), &unmapped, None).or_fail(|| "report to the parent".to_owned())?;
+            return Ok(EXIT_SETUP);
+        }
+    };
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signal_fd = SignalFd::with_flags(&signals, flags).or_fail(|| "make a signalfd".to_owned())?;
     let child = sys::fork().or_fail(|| "fork the payload".to_owned())?;
     let Some(child) = child.and_then(Pid::from_raw) else {
-        payload::become_payload(&launch, setup.terminal, control);
+        payload::become_payload(&launch, setup.terminal, tree.null.as_ref(), control);
     };
     let master = setup.terminal.as_ref().map(|terminal| terminal.master.as_fd());
     let started = Message::Started { stubs: tree.stubs };

@@ -83,8 +83,11 @@ pub(crate) fn mount_dev(tree: &mut Tree, shm_size_bytes: u64) -> Result<(), Setu
     attach(dev.as_fd(), point.as_fd()).or_fail(|| "attach a tmpfs at /dev".to_owned())?;
     for (name, major, minor) in DEVICES {
         let node = host_device(name, major, minor)?;
-        bind_file(node.as_fd(), dev.as_fd(), name).or_fail(|| format!("bind the host's /dev/{name}"))?;
+        bind_device(node.as_fd(), dev.as_fd(), name).or_fail(|| format!("bind the host's /dev/{name}"))?;
     }
+    // Now, while nothing the image or the caller wants can have taken its place.
+    let null = rustix::fs::openat(&dev, "null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    tree.null = Some(null.or_fail(|| "open the sandbox's /dev/null".to_owned())?);
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, &dev, name).or_fail(|| format!("make the link /dev/{name}"))?;
     }
@@ -179,7 +182,8 @@ pub(crate) fn mask(tree: &mut Tree, path: &str) -> Result<(), SetupFailure> {
     };
     let covered = || format!("cover /{path}");
     let cover = if crate::tree::file_type(&point).or_fail(covered)? != FileType::Directory {
-        clone_mount(dev_of(tree)?, "null", false).or_fail(covered)?
+        let null = tree.null.as_ref().ok_or_else(no_dev)?;
+        clone_mount(null.as_fd(), "", false).or_fail(covered)?
     } else if let Some(empty) = &tree.empty {
         clone_mount(empty.as_fd(), "", false).or_fail(covered)?
     } else {
@@ -222,10 +226,11 @@ fn open_beneath(directory: BorrowedFd<'_>, path: &str) -> Option<OwnedFd> {
 }
 
 fn dev_of(tree: &Tree) -> Result<BorrowedFd<'_>, SetupFailure> {
-    tree.dev.as_ref().map(AsFd::as_fd).ok_or_else(|| SetupFailure {
-        operation: "find the sandbox's /dev: the plan mounts it too late".to_owned(),
-        errno: 0,
-    })
+    tree.dev.as_ref().map(AsFd::as_fd).ok_or_else(no_dev)
+}
+
+fn no_dev() -> SetupFailure {
+    SetupFailure { operation: "find the sandbox's /dev: the plan mounts it too late".to_owned(), errno: 0 }
 }
 
 /// The host's device node, if it is the one it should be.
@@ -244,6 +249,15 @@ fn host_device(name: &str, major: u32, minor: u32) -> Result<OwnedFd, SetupFailu
             errno: 0,
         })
     }
+}
+
+/// Binds a device node of the host, read-only: the device can be written to all the same, but the mode and owner of the
+/// host's node cannot be changed, which a root inside that is root outside could do otherwise.
+fn bind_device(source: BorrowedFd<'_>, directory: BorrowedFd<'_>, name: &str) -> std::io::Result<()> {
+    let mount = clone_mount(source, "", false)?;
+    sys::mount_setattr(mount.as_fd(), MountChange { read_only: true, ..MountChange::default() })?;
+    rustix::fs::mknodat(directory, name, FileType::RegularFile, Mode::from(0o600), 0)?;
+    Ok(attach_at(mount.as_fd(), directory, name)?)
 }
 
 /// Binds the file `source` refers to at a new file `name` of `directory`.

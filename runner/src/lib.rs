@@ -10,10 +10,12 @@
 //! | `plan` | the list of set-up operations: a pure function of the spec |
 //! | `rootfs` | the overlay, made from descriptors |
 //! | [`sandbox`] | the parent's side: clone, id maps, waiting |
+//! | `executable` | our own binary, as init may execute it |
 //! | `init`, `tree`, `kernel_fs`, `payload` | the child's side: carrying out the plan, process 1, the payload |
 //! | [`foreground`], `terminal` | a payload on the caller's terminal |
+//! | `kept_terminal` | the caller's terminal when the payload is not to have it |
 //! | [`userns`] | becoming root in a user namespace; subordinate ids |
-//! | [`user`] | `--user` text |
+//! | [`user`], `idmap` | `--user` text; which ids there are |
 //! | [`capabilities`], `seccomp` | what a payload may do |
 //! | [`limits`] | cgroups |
 //! | [`snapshots`] | layers as overlay lower directories, and changes back |
@@ -27,8 +29,11 @@
 pub mod capabilities;
 pub mod containers;
 pub mod doctor;
+mod executable;
 pub mod foreground;
+mod idmap;
 mod init;
+mod kept_terminal;
 mod kernel_fs;
 pub mod limits;
 mod message;
@@ -46,6 +51,7 @@ pub mod user;
 pub mod userns;
 
 pub use foreground::run_foreground;
+pub use idmap::UnmappedUser;
 pub use message::SetupFailure;
 pub use sandbox::{ExitStatus, Running, Sandbox, SandboxError};
 pub use spec::SandboxSpec;

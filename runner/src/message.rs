@@ -16,6 +16,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::idmap::UnmappedUser;
+
 /// Larger than any message of ours; a packet that would be longer is cut and then fails to decode.
 const MESSAGE_BYTES_MAX: usize = 128 << 10;
 
@@ -44,6 +46,8 @@ pub(crate) enum Message {
     Started { stubs: Vec<Stub> },
     /// Set-up failed; init ends.
     Failed(SetupFailure),
+    /// The payload's user does not exist in this user namespace; init ends.
+    UserUnmapped(UnmappedUser),
     /// The payload's program could not be executed.
     ExecFailed { program: OsString, errno: i32 },
     /// The payload ended.
@@ -66,7 +70,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, wait: bool) -> io::Result<Option<(
         && let errno = i32::from_ne_bytes(errno)
         && (1..4096).contains(&errno)
     {
-        let operation = "execute /proc/self/exe as the sandbox's init".to_owned();
+        let operation = "execute rimg itself as the sandbox's init".to_owned();
         return Ok(Some((Message::Failed(SetupFailure { operation, errno }), None)));
     }
     let message = postcard::from_bytes(&bytes).map_err(io::Error::other)?;

@@ -13,6 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
+use crate::idmap::UnmappedUser;
 use crate::init::EXIT_SETUP;
 use crate::kernel_fs::Terminal;
 use crate::message::{self, Message, SetupFailure};
@@ -26,8 +27,11 @@ use crate::user::{self, Credentials};
 /// Where programs are searched when the environment has no `PATH`.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The last capability number that any kernel of today knows is 40; unknown ones answer EINVAL.
-const CAPABILITY_COUNT: u32 = 41;
+/// As many as the kernel's sets have bits: those of future kernels are dropped as well.
+const CAPABILITY_COUNT: u32 = 64;
+
+/// The file system that pipes without a name live in (`PIPEFS_MAGIC`, linux/magic.h).
+const PIPE_FILE_SYSTEM: rustix::fs::FsWord = 0x5049_5045;
 
 /// `CAP_KILL`, which is all that process 1 needs to forward signals to a payload of another user.
 const CAP_KILL: u64 = 1 << 5;
@@ -44,12 +48,23 @@ pub(crate) struct Launch {
     filter: Vec<BpfInstruction>,
 }
 
+/// What [`prepare`] found out.
+pub(crate) enum Prepared {
+    /// The payload can be started.
+    Launch(Launch),
+    /// It cannot: its user does not exist here.
+    UserUnmapped(UnmappedUser),
+}
+
 /// Works out a launch. The root is this process's root already; its `/etc/passwd` is a stranger's file.
-pub(crate) fn prepare(payload: &Payload, root: &OwnedFd) -> Result<Launch, SetupFailure> {
+pub(crate) fn prepare(payload: &Payload, root: &OwnedFd) -> Result<Prepared, SetupFailure> {
     let passwd = read_account_file(root, "etc/passwd")?;
     let group = read_account_file(root, "etc/group")?;
     let credentials = user::resolve(&payload.user, &passwd, &group)
         .map_err(|error| SetupFailure { operation: format!("find the user to run as: {error}"), errno: 0 })?;
+    if let Some(missing) = payload.ids.missing(&payload.user, &credentials) {
+        return Ok(Prepared::UserUnmapped(missing));
+    }
     enter_cwd(root, &payload.cwd)?;
     let mut env = payload.env.clone();
     if !env.iter().any(|(name, _)| name == "HOME") {
@@ -63,7 +78,7 @@ pub(crate) fn prepare(payload: &Payload, root: &OwnedFd) -> Result<Launch, Setup
         Seccomp::Default => seccomp::default_profile(payload.capabilities),
         Seccomp::Unconfined => Vec::new(),
     };
-    Ok(Launch {
+    Ok(Prepared::Launch(Launch {
         programs: candidates(program, &env)?,
         args: payload.args.iter().map(|arg| c_string(arg.as_bytes())).collect::<Result<_, _>>()?,
         env: env.iter().map(|(name, value)| pair(name, value)).collect::<Result<_, _>>()?,
@@ -71,12 +86,17 @@ pub(crate) fn prepare(payload: &Payload, root: &OwnedFd) -> Result<Launch, Setup
         capabilities: payload.capabilities,
         no_new_privileges: payload.no_new_privileges,
         filter,
-    })
+    }))
 }
 
 /// Turns this process, forked from init, into the payload.
-pub(crate) fn become_payload(launch: &Launch, terminal: Option<Terminal>, control: &OwnedFd) -> ! {
-    if let Err(failure) = enter(launch, terminal) {
+pub(crate) fn become_payload(
+    launch: &Launch,
+    terminal: Option<Terminal>,
+    null: Option<&OwnedFd>,
+    control: &OwnedFd,
+) -> ! {
+    if let Err(failure) = enter(launch, terminal, null) {
         let _ = message::send(control.as_fd(), &Message::Failed(failure), None);
         sys::exit_now(EXIT_SETUP);
     }
@@ -93,18 +113,21 @@ pub(crate) fn shed_privileges() {
     let _ = set_capabilities(CAP_KILL);
 }
 
-fn enter(launch: &Launch, terminal: Option<Terminal>) -> Result<(), SetupFailure> {
+fn enter(launch: &Launch, terminal: Option<Terminal>, null: Option<&OwnedFd>) -> Result<(), SetupFailure> {
     rustix::process::setsid().or_fail(|| "start a session".to_owned())?;
     let credentials = &launch.credentials;
     if let Some(terminal) = terminal {
         adopt_terminal(&terminal, credentials).or_fail(|| "make the terminal the payload's".to_owned())?;
     }
+    replace_null(null).or_fail(|| "give the payload its own /dev/null".to_owned())?;
     own_stdio(credentials);
     for number in 0..CAPABILITY_COUNT {
         if launch.capabilities >> number & 1 == 0 {
             let set = CapabilitySet::from_bits_retain(1 << number);
             match rustix::thread::remove_capability_from_bounding_set(set) {
-                Ok(()) | Err(Errno::INVAL) => {}
+                Ok(()) => {}
+                // Beyond the last one that this kernel knows.
+                Err(Errno::INVAL) => break,
                 other => other.or_fail(|| format!("drop capability {number}"))?,
             }
         }
@@ -157,13 +180,9 @@ fn set_ids(credentials: &Credentials) -> Result<(), SetupFailure> {
         Err(Errno::PERM) => {}
         other => other.or_fail(|| format!("take the groups {:?}", credentials.groups))?,
     }
-    let hint = |what: &str, id: u32| {
-        format!(
-            "become {what} {id}: if only one id is mapped, give this user ranges in /etc/subuid and /etc/subgid"
-        )
-    };
-    rustix::thread::set_thread_res_gid(gid, gid, gid).or_fail(|| hint("group", credentials.gid))?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail(|| hint("user", credentials.uid))
+    rustix::thread::set_thread_res_gid(gid, gid, gid)
+        .or_fail(|| format!("become group {}", credentials.gid))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail(|| format!("become user {}", credentials.uid))
 }
 
 fn adopt_terminal(terminal: &Terminal, credentials: &Credentials) -> rustix::io::Result<()> {
@@ -176,7 +195,30 @@ fn adopt_terminal(terminal: &Terminal, credentials: &Credentials) -> rustix::io:
     rustix::stdio::dup2_stderr(&terminal.slave)
 }
 
-/// Gives pipes to the payload's user, so that `/dev/stdout` can be opened by a user other than root.
+/// Puts the sandbox's null device in the place of the host's on the standard descriptors: through the host's mount, a
+/// root inside that is root outside could change the mode of the host's `/dev/null`.
+fn replace_null(null: Option<&OwnedFd>) -> rustix::io::Result<()> {
+    let Some(null) = null else { return Ok(()) };
+    let is_null = |fd: std::os::fd::BorrowedFd<'_>| {
+        rustix::fs::fstat(fd).is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+                && stat.st_rdev == rustix::fs::makedev(1, 3)
+        })
+    };
+    if is_null(rustix::stdio::stdin()) {
+        rustix::stdio::dup2_stdin(null)?;
+    }
+    if is_null(rustix::stdio::stdout()) {
+        rustix::stdio::dup2_stdout(null)?;
+    }
+    if is_null(rustix::stdio::stderr()) {
+        rustix::stdio::dup2_stderr(null)?;
+    }
+    Ok(())
+}
+
+/// Gives pipes to the payload's user, so that `/dev/stdout` can be opened by a user other than root. A FIFO that has a
+/// name is a file of the host's, whose owner is nobody's to change.
 fn own_stdio(credentials: &Credentials) {
     use rustix::process::Uid;
     if credentials.uid == 0 {
@@ -184,8 +226,7 @@ fn own_stdio(credentials: &Credentials) {
     }
     let uid = Some(Uid::from_raw(credentials.uid));
     for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        let is_pipe =
-            rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+        let is_pipe = rustix::fs::fstatfs(fd).is_ok_and(|system| system.f_type == PIPE_FILE_SYSTEM);
         if is_pipe {
             // A convenience: where it is not allowed the descriptors themselves still work.
             let _ = rustix::fs::fchown(fd, uid, None);

@@ -18,12 +18,14 @@ use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 
+use crate::idmap::IdMaps;
 use crate::spec::{MountKind, Network, SandboxSpec, Seccomp, WindowSize};
 
 /// Paths of `/proc` and `/sys` that show or change the host: covered, as by Docker.
-const MASKED_PATHS: [&str; 13] = [
+const MASKED_PATHS: [&str; 14] = [
     "proc/acpi",
     "proc/asound",
+    "proc/dynamic_debug",
     "proc/interrupts",
     "proc/kcore",
     "proc/keys",
@@ -36,6 +38,10 @@ const MASKED_PATHS: [&str; 13] = [
     "sys/devices/system/cpu/cpu0/thermal_throttle",
     "sys/firmware",
 ];
+
+/// What hosts mount below `/sys`, covered where the host's `/sys` is shown: a fresh one, as Docker's is, has none of it.
+const MASKED_HOST_PATHS: [&str; 5] =
+    ["sys/fs/bpf", "sys/fs/pstore", "sys/kernel/debug", "sys/kernel/security", "sys/kernel/tracing"];
 
 /// Paths of `/proc` that change the host: read-only, as by Docker.
 const READ_ONLY_PATHS: [&str; 5] = ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
@@ -112,6 +118,7 @@ pub(crate) struct Payload {
     pub(crate) seccomp: Seccomp,
     pub(crate) no_new_privileges: bool,
     pub(crate) terminal: bool,
+    pub(crate) ids: IdMaps,
 }
 
 /// Descriptors and facts that the parent found out, which the plan refers to.
@@ -121,6 +128,8 @@ pub(crate) struct Prepared {
     pub(crate) control: RawFd,
     /// For each bind of `spec.mounts`, in their order: its detached mount and whether it is a directory.
     pub(crate) binds: Vec<(RawFd, bool)>,
+    /// Ids there are inside.
+    pub(crate) ids: IdMaps,
     /// cgroup file systems to show.
     pub(crate) cgroups: Vec<CgroupMount>,
 }
@@ -163,16 +172,19 @@ impl Plan {
             ops.push(Op::MakeCwd(cwd.clone()));
         }
         ops.extend(MASKED_PATHS.iter().map(|path| Op::Mask((*path).to_owned())));
+        if !own_network {
+            ops.extend(MASKED_HOST_PATHS.iter().map(|path| Op::Mask((*path).to_owned())));
+        }
         ops.extend(READ_ONLY_PATHS.iter().map(|path| Op::ReadOnly((*path).to_owned())));
         if spec.read_only {
             ops.push(Op::RootReadOnly);
         }
         ops.push(Op::LeaveOldRoot);
-        Plan { control: prepared.control, ops, payload: payload(spec, cwd) }
+        Plan { control: prepared.control, ops, payload: payload(spec, cwd, prepared.ids.clone()) }
     }
 }
 
-fn payload(spec: &SandboxSpec, cwd: OsString) -> Payload {
+fn payload(spec: &SandboxSpec, cwd: OsString, ids: IdMaps) -> Payload {
     Payload {
         args: spec.args.clone(),
         env: spec.env.clone(),
@@ -182,6 +194,7 @@ fn payload(spec: &SandboxSpec, cwd: OsString) -> Payload {
         seccomp: spec.seccomp,
         no_new_privileges: spec.no_new_privileges,
         terminal: spec.tty.is_some(),
+        ids,
     }
 }
 

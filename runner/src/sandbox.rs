@@ -18,6 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
+use crate::executable;
+use crate::idmap::{IdMaps, UnmappedUser};
 use crate::init::{EXIT_SETUP, MARKER};
 use crate::limits::{Cgroup, LimitsError};
 use crate::message::{self, Message, SetupFailure, Stub};
@@ -54,6 +56,9 @@ pub enum SandboxError {
     /// The kernel refused something init needs.
     #[error("{}", shown(.0))]
     Setup(SetupFailure),
+    /// The payload's user does not exist in this user namespace.
+    #[error("{0}")]
+    UserUnmapped(UnmappedUser),
     /// A resource limit cannot be applied.
     #[error(transparent)]
     Limits(#[from] LimitsError),
@@ -108,10 +113,14 @@ impl Sandbox {
     /// # Errors
     /// Says which operation failed on what. Nothing of a failed sandbox stays, but directories the caller gave.
     pub fn spawn(self, stdio: Stdio) -> Result<Running, SandboxError> {
+        let executable =
+            executable::unwritable().map_err(kernel("make an unwritable view of rimg itself"))?;
         let (ours, theirs) = message::socket_pair().map_err(kernel("make a socket pair"))?;
         let binds = open_binds(&self.spec.mounts)?;
         let cgroup = self.spec.limits.make_cgroup()?;
+        let ids = IdMaps::of_this_process().map_err(kernel("read this process's id maps"))?;
         let prepared = Prepared {
+            ids: ids.clone(),
             control: theirs.as_raw_fd(),
             binds: binds.iter().map(|(fd, directory)| (fd.as_raw_fd(), *directory)).collect(),
             cgroups: cgroup.as_ref().map(Cgroup::mounts).unwrap_or_default(),
@@ -120,9 +129,10 @@ impl Sandbox {
         let stdio = if self.spec.tty.is_some() { Stdio::default() } else { stdio };
         let (child_ends, pipes) = open_stdio(stdio).map_err(kernel("open standard input and output"))?;
         let mut keep: Vec<RawFd> = prepared.binds.iter().map(|(fd, _)| *fd).collect();
-        keep.extend([theirs.as_raw_fd(), plan.as_raw_fd()]);
+        keep.extend([theirs.as_raw_fd(), plan.as_raw_fd(), executable.as_raw_fd()]);
         keep.sort_unstable();
-        let (pid, pidfd) = self.clone_init(&theirs, &plan, &child_ends, &keep, cgroup.as_ref())?;
+        let (pid, pidfd) =
+            self.clone_init(&executable, &theirs, &plan, &child_ends, &keep, cgroup.as_ref())?;
         let [stdin, stdout, stderr] = pipes;
         let mut running = Running {
             pidfd,
@@ -136,13 +146,14 @@ impl Sandbox {
             terminal: None,
             cgroup,
         };
-        drop((theirs, plan, child_ends, binds));
-        running.bring_up(pid, &self.spec)?;
+        drop((executable, theirs, plan, child_ends, binds));
+        running.bring_up(pid, &ids, &self.spec)?;
         Ok(running)
     }
 
     fn clone_init(
         &self,
+        executable: &OwnedFd,
         control: &OwnedFd,
         plan: &OwnedFd,
         stdio: &[OwnedFd; 3],
@@ -160,6 +171,7 @@ impl Sandbox {
             flags,
             cgroup: cgroup.and_then(Cgroup::directory),
             argv: &[marker, number],
+            executable: executable.as_fd(),
             stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
             keep,
             control: control.as_raw_fd(),
@@ -188,8 +200,8 @@ pub struct Running {
 }
 
 impl Running {
-    fn bring_up(&mut self, pid: i32, spec: &SandboxSpec) -> Result<(), SandboxError> {
-        userns::write_maps(pid).map_err(kernel("write the sandbox's id maps"))?;
+    fn bring_up(&mut self, pid: i32, ids: &IdMaps, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        userns::write_maps(pid, ids).map_err(kernel("write the sandbox's id maps"))?;
         if let Some(cgroup) = &self.cgroup {
             cgroup.join(pid)?;
         }
@@ -206,6 +218,7 @@ impl Running {
                 Ok(())
             }
             Some((Message::Failed(failure), _)) => Err(SandboxError::Setup(failure)),
+            Some((Message::UserUnmapped(user), _)) => Err(SandboxError::UserUnmapped(user)),
             Some(_) | None => Err(sent.err().map_or_else(silent_death, kernel("send the root's mount"))),
         }
     }
@@ -238,7 +251,7 @@ impl Running {
                     status.exec_error = Some(ExecError { program, errno })
                 }
                 Message::Failed(cause) => failure = Some(cause),
-                Message::Started { .. } => {}
+                Message::Started { .. } | Message::UserUnmapped(_) => {}
             }
         }
         self.clean_up();
@@ -338,15 +351,13 @@ fn open_binds(mounts: &[Mount]) -> Result<Vec<(OwnedFd, bool)>, SandboxError> {
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         let fd = open_tree(rustix::fs::CWD, source, flags).map_err(|error| open(error.into()))?;
-        let change = MountChange {
-            read_only: mount.read_only,
-            private: true,
-            recursive: true,
-            ..MountChange::default()
-        };
-        sys::mount_setattr(fd.as_fd(), change).map_err(open)?;
         let stat = rustix::fs::fstat(&fd).map_err(|error| open(error.into()))?;
         let directory = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
+        // There is no device controller between a payload and the nodes in a folder of the host, as Docker has one: a
+        // device is shared by naming it, never by sharing the folder it lies in.
+        let change =
+            MountChange { read_only: mount.read_only, private: true, recursive: true, no_dev: directory };
+        sys::mount_setattr(fd.as_fd(), change).map_err(open)?;
         binds.push((fd, directory));
     }
     Ok(binds)
@@ -376,7 +387,15 @@ fn open_end(end: StdioEnd, number: usize) -> io::Result<(OwnedFd, Option<File>)>
         StdioEnd::Inherit => match above_stdio(own[number]) {
             // Our own is closed.
             Err(rustix::io::Errno::BADF) => open_end(StdioEnd::Null, number),
-            other => Ok((other?, None)),
+            other => {
+                let fd = other?;
+                // An open directory of the host is a way out of the sandbox (CVE-2024-21626).
+                let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
+                if kind == rustix::fs::FileType::Directory {
+                    return Err(io::Error::other("a directory cannot be a container's input or output"));
+                }
+                Ok((fd, None))
+            }
         },
         StdioEnd::Null => {
             let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;

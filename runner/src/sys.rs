@@ -54,8 +54,10 @@ pub(crate) struct CloneExec<'a> {
     pub(crate) flags: u64,
     /// A cgroup v2 directory the child is born in.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
-    /// Arguments; the program is always our own executable.
+    /// Arguments.
     pub(crate) argv: &'a [CString],
+    /// The program, always our own executable in an unwritable form; its number is among `keep`.
+    pub(crate) executable: BorrowedFd<'a>,
     /// The descriptors that become 0, 1 and 2; each must be greater than 2.
     pub(crate) stdio: [BorrowedFd<'a>; 3],
     /// Descriptors the child keeps under the same number, ascending and without repetition, each greater than 2.
@@ -65,7 +67,7 @@ pub(crate) struct CloneExec<'a> {
     pub(crate) control: RawFd,
 }
 
-/// Clones a child into new namespaces, where it executes `/proc/self/exe` with `argv` and an empty environment.
+/// Clones a child into new namespaces, where it executes the program with `argv` and an empty environment.
 ///
 /// Returns its process id and a pidfd. The caller may have other threads: between clone and exec the child makes
 /// plain system calls on memory prepared beforehand, and nothing else.
@@ -107,7 +109,6 @@ pub(crate) fn clone_exec(request: &CloneExec<'_>) -> io::Result<(i32, OwnedFd)> 
 /// Must run in a process freshly cloned without `CLONE_VM`; `argv` must be null-terminated.
 unsafe fn child_exec(request: &CloneExec<'_>, argv: &[*const libc::c_char]) -> ! {
     const EMPTY: &CStr = c"";
-    const EXE: &CStr = c"/proc/self/exe";
     // SAFETY: all calls below are raw system calls whose pointers lead to constants, to locals or to memory that the
     // caller prepared; none allocates or takes a lock, which could be held by a thread that does not exist here.
     unsafe {
@@ -133,32 +134,16 @@ unsafe fn child_exec(request: &CloneExec<'_>, argv: &[*const libc::c_char]) -> !
             libc::_exit(125);
         }
         let envp: [*const libc::c_char; 1] = [std::ptr::null()];
-        // The image of PID 1 is reachable from inside as /proc/1/exe: execute it from a read-only clone of its
-        // mount, so that no process in there can ever write to the host's binary through it.
-        let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
-        let tree = libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, EXE.as_ptr(), flags);
-        if tree >= 0 {
-            let attr = MountAttr { attr_set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-            let size = size_of::<MountAttr>();
-            libc::syscall(
-                libc::SYS_mount_setattr,
-                tree,
-                EMPTY.as_ptr(),
-                libc::AT_EMPTY_PATH,
-                &raw const attr,
-                size,
-            );
-            let (argv, envp) = (argv.as_ptr(), envp.as_ptr());
-            libc::syscall(libc::SYS_execveat, tree, EMPTY.as_ptr(), argv, envp, libc::AT_EMPTY_PATH);
-        }
-        libc::execve(EXE.as_ptr(), argv.as_ptr(), envp.as_ptr());
+        let executable = request.executable.as_raw_fd();
+        libc::fcntl(executable, libc::F_SETFD, libc::FD_CLOEXEC);
+        let (argv, envp) = (argv.as_ptr(), envp.as_ptr());
+        libc::syscall(libc::SYS_execveat, executable, EMPTY.as_ptr(), argv, envp, libc::AT_EMPTY_PATH);
         let errno = (*libc::__errno_location()).to_ne_bytes();
         libc::write(request.control, errno.as_ptr().cast(), errno.len());
         libc::_exit(125)
     }
 }
 
-const OPEN_TREE_CLONE: libc::c_uint = 1;
 /// Of `clone3` only, beyond the 32 bits of `clone`.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
@@ -354,7 +339,14 @@ impl SignalPipe {
                 let mut old: libc::sigaction = std::mem::zeroed();
                 new.sa_sigaction = deliver_signal as extern "C" fn(libc::c_int) as usize;
                 new.sa_flags = libc::SA_RESTART;
-                if libc::sigaction(signal, &raw const new, &raw mut old) == 0 {
+                if libc::sigaction(signal, &raw const new, &raw mut old) != 0 {
+                    continue;
+                }
+                if old.sa_sigaction == libc::SIG_IGN {
+                    // Whoever started us (nohup, a shell's `&`) wants it ignored, and a payload that got it passed on
+                    // would die of it.
+                    libc::sigaction(signal, &raw const old, std::ptr::null_mut());
+                } else {
                     pipe.old.push((signal, old));
                 }
             }

@@ -132,7 +132,8 @@ impl Relay {
 
     /// Gives the payload's terminal the size of the caller's.
     pub(crate) fn resize(&self) {
-        if let Ok(size) = tcgetwinsize(rustix::stdio::stdin()) {
+        let standard = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+        if let Some(size) = standard.into_iter().find_map(|fd| tcgetwinsize(fd).ok()) {
             let _ = tcsetwinsize(&self.master, size);
         }
     }

@@ -40,6 +40,8 @@ pub(crate) struct Tree {
     pub(crate) proc: Option<OwnedFd>,
     /// Our tmpfs at /dev.
     pub(crate) dev: Option<OwnedFd>,
+    /// The null device in it, open; whatever is mounted at /dev/null later, this is the device.
+    pub(crate) null: Option<OwnedFd>,
     /// Our sysfs.
     pub(crate) sys: Option<OwnedFd>,
     /// One empty read-only directory that covers all masked ones.
@@ -49,7 +51,7 @@ pub(crate) struct Tree {
 impl Tree {
     /// A tree whose root is `root`, an attached mount.
     pub(crate) fn new(root: OwnedFd) -> Tree {
-        Tree { root, stubs: Vec::new(), proc: None, dev: None, sys: None, empty: None }
+        Tree { root, stubs: Vec::new(), proc: None, dev: None, null: None, sys: None, empty: None }
     }
 
     /// `/proc`, `/dev` or `/sys`: a true directory, made when it is missing.
@@ -81,6 +83,12 @@ impl Tree {
         let point = point.or_fail(|| format!("find or make the mount point {}", path.display()))?;
         let is_directory =
             file_type(&point).or_fail(|| format!("look at {}", path.display()))? == FileType::Directory;
+        if is_directory
+            && path_in_root(point.as_fd()).or_fail(|| format!("look at {}", path.display()))?.is_empty()
+        {
+            let operation = format!("mount on {}: in this image that is the root itself", path.display());
+            return Err(SetupFailure { operation, errno: 0 });
+        }
         match (kind, is_directory) {
             (PointKind::File, true) => Err(mismatch(path, "a directory", "a file")),
             (PointKind::Directory, false) => Err(mismatch(path, "a file", "a directory")),

@@ -11,6 +11,7 @@ use std::process::Command;
 
 use nix::sched::CloneFlags;
 
+use crate::idmap::IdMaps;
 use crate::sys;
 
 /// Host files are read up to this size; LDAP exports of subuid reach a few MiB at most.
@@ -227,25 +228,13 @@ fn decimal(field: &[u8]) -> Option<u32> {
 }
 
 /// Writes the id maps of a sandbox's init: the same numbers inside as in our own namespace.
-pub(crate) fn write_maps(pid: i32) -> io::Result<()> {
-    for kind in ["uid_map", "gid_map"] {
-        let map = same_map(&fs::read_to_string(format!("/proc/self/{kind}"))?);
+pub(crate) fn write_maps(pid: i32, ids: &IdMaps) -> io::Result<()> {
+    for (kind, map) in [("uid_map", &ids.users), ("gid_map", &ids.groups)] {
         // One write: the kernel takes a map only whole.
         let path = Path::new("/proc").join(pid.to_string()).join(kind);
-        fs::OpenOptions::new().write(true).open(path)?.write_all(map.as_bytes())?;
+        fs::OpenOptions::new().write(true).open(path)?.write_all(map.identity().as_bytes())?;
     }
     Ok(())
-}
-
-/// The identity on every id that our own map has.
-fn same_map(own: &str) -> String {
-    own.lines()
-        .filter_map(|line| {
-            let mut fields = line.split_ascii_whitespace();
-            let (inside, count) = (fields.next()?, fields.nth(1)?);
-            Some(format!("{inside} {inside} {count}\n"))
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -285,8 +274,6 @@ mod tests {
 
     #[test]
     fn maps() {
-        assert_eq!(same_map("         0          0 4294967295\n"), "0 0 4294967295\n");
-        assert_eq!(same_map("0 1000 1\n1 100000 65536\n"), "0 0 1\n1 1 65536\n");
         let range = SubordinateRange { first: 100_000, count: 65_536 };
         assert_eq!(map_arguments(1000, range).join(" "), "0 1000 1 1 100000 65536");
     }

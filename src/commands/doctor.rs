@@ -1,7 +1,6 @@
 //! `rimg doctor`: what this machine allows, what follows from it, and what to do.
 
 use rimg_runner::doctor::{CgroupMode, Facts, UserNamespaces, facts};
-use rimg_runner::userns::SingleReason;
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -107,24 +106,10 @@ fn ids(facts: &Facts) -> Finding {
     let advice = "files in containers belong to you alone, and nobody else can be in them";
     match facts.subordinate_ids {
         Ok(count) => finding(subject, Verdict::Good, format!("{count}"), ""),
-        Err(SingleReason::NoRanges) => finding(
-            subject,
-            Verdict::Limited,
-            format!("none in /etc/subuid and /etc/subgid: {advice}"),
-            "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
-        ),
-        Err(SingleReason::NoHelpers) => finding(
-            subject,
-            Verdict::Limited,
-            format!("newuidmap is missing: {advice}"),
-            "as root: apt-get install uidmap",
-        ),
-        Err(SingleReason::HelpersFailed) => finding(
-            subject,
-            Verdict::Limited,
-            format!("newuidmap refused: {advice}"),
-            "check that newuidmap is set-user-ID root, and that the ranges in /etc/subuid do not overlap",
-        ),
+        Err(reason) => {
+            let (why, next) = super::rootless::explain(reason);
+            finding(subject, Verdict::Limited, format!("{why}: {advice}"), next)
+        }
     }
 }
 

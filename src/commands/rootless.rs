@@ -1,18 +1,40 @@
 //! Becoming root in a user namespace, for commands of ordinary users that mount or own files.
 
 use rimg_runner::snapshots::Owners;
-use rimg_runner::userns::{self, Mapping};
+use rimg_runner::userns::{self, Mapping, SingleReason};
 
 use crate::failure::Failure;
 
 /// Enters a user namespace unless this is root already, and says whose files will be. Only while the process has one
 /// thread; afterwards a second call finds it privileged and changes nothing.
 pub(crate) fn enter() -> Result<Owners, Failure> {
-    let entered = userns::enter();
-    let mapping =
-        entered.map_err(|error| Failure::from(error).hint("`rimg doctor` tells what this machine allows"))?;
-    Ok(match mapping {
+    enter_mapped().map(owners)
+}
+
+/// The same, and says which ids there are.
+pub(crate) fn enter_mapped() -> Result<Mapping, Failure> {
+    userns::enter().map_err(|error| Failure::from(error).hint("`rimg doctor` tells what this machine allows"))
+}
+
+/// Whose unpacked files are.
+pub(crate) fn owners(mapping: Mapping) -> Owners {
+    match mapping {
         Mapping::Single(_) => Owners::Squash,
         Mapping::Privileged | Mapping::Ranges { .. } => Owners::Keep,
-    })
+    }
+}
+
+/// Why there is only one id, and what gives more.
+pub(crate) fn explain(reason: SingleReason) -> (&'static str, &'static str) {
+    match reason {
+        SingleReason::NoRanges => (
+            "you have no ranges in /etc/subuid and /etc/subgid",
+            "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
+        ),
+        SingleReason::NoHelpers => ("newuidmap is missing", "as root: apt-get install uidmap"),
+        SingleReason::HelpersFailed => (
+            "newuidmap refused",
+            "check that newuidmap is set-user-ID root, and that the ranges in /etc/subuid do not overlap",
+        ),
+    }
 }

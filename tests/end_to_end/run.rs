@@ -187,6 +187,8 @@ fn an_ordinary_user_runs_containers() {
 #[test]
 fn a_damaged_layer_is_not_run() {
     let world = world();
+    // The snapshot that this leaves is whole, and does not help.
+    run(&world, &["box", "true"]).ok();
     let inspected: serde_json::Value = serde_json::from_str(&world.rimg(&["inspect", "box"]).ok()).unwrap();
     let layer = inspected[0]["manifest"]["layers"][0]["digest"].as_str().unwrap().replace("sha256:", "");
     let path = world.root().join("blobs/sha256").join(layer);
@@ -198,6 +200,32 @@ fn a_damaged_layer_is_not_run() {
     std::fs::write(&path, bytes).unwrap();
     let refused = world.run(world.command(&["run", "--rm", "box", "true"])).fails(125);
     assert!(refused.contains("damaged"), "{refused}");
+}
+
+#[test]
+fn what_cannot_be_done_says_what_can() {
+    let (world, user) = user_world();
+    let refused = |arguments: &[&str], code| as_user(&world, user, arguments).fails(code);
+    if is_root() {
+        let error = refused(&["run", "--rm", "-u", "app", "box", "true"], 125);
+        assert!(error.contains("run as the user `app` (1000:1000): only one id is mapped"), "{error}");
+        assert!(error.contains("/etc/subuid") && error.contains("-u 0"), "{error}");
+    }
+    assert!(refused(&["run", "-p", "80:80", "box"], 2).contains("--network host"));
+    assert!(refused(&["run", "-d", "box"], 2).contains("not supported yet"));
+    assert!(refused(&["run", "--name", "a/b", "box"], 125).contains("no name of a container"));
+}
+
+/// Images contain set-user-ID programs.
+#[test]
+fn unpacked_images_are_closed_to_other_users() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = world();
+    run(&world, &["box", "true"]).ok();
+    for name in ["snapshots", "containers"] {
+        let mode = std::fs::metadata(world.root().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{name}");
+    }
 }
 
 #[test]

@@ -33,7 +33,7 @@ use super::pax::{Extensions, PAX_BYTES_MAX};
 use super::prefixes::DirectoryCount;
 use super::sparse::{self, MapParser, SEGMENTS_MAX, Segment};
 use super::stream::{LayerStream, StreamEnd};
-use crate::digest::Digest;
+use crate::digest::{DiffId, Digest};
 
 /// What one layer may cost. The defaults pass the largest layers in use (machine learning images with layers of tens
 /// of gigabytes, package trees of a million files) and stop bombs while they are still small.
@@ -162,6 +162,23 @@ impl<'a> LayerReader<'a> {
     /// When the first bytes cannot be read.
     pub fn new(input: impl Read + Send + 'a, limits: Limits) -> Result<LayerReader<'a>, LayerError> {
         LayerReader::with_mode(input, limits, ReadMode::Layer)
+    }
+
+    /// As [`LayerReader::new`], and hashes the uncompressed tar on the way: see [`LayerReader::diff_id`].
+    ///
+    /// # Errors
+    /// When the first bytes cannot be read.
+    pub fn hashing(input: impl Read + Send + 'a, limits: Limits) -> Result<LayerReader<'a>, LayerError> {
+        let stream = LayerStream::new(Box::new(input), limits, true).map_err(LayerError::Read)?;
+        Ok(LayerReader::over(stream, limits, ReadMode::Layer))
+    }
+
+    /// The digest of the uncompressed tar of a reader made by [`LayerReader::hashing`], once
+    /// [`LayerReader::next_entry`] has said that there is no more; `None` before, and for other readers.
+    #[must_use]
+    pub fn diff_id(self) -> Option<DiffId> {
+        let ended = self.ended;
+        self.into_end().diff_id.filter(|_| ended)
     }
 
     /// Begins to read a layer or another archive, compressed or not.

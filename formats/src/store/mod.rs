@@ -94,6 +94,19 @@ struct Inner {
     session: String,
 }
 
+/// Makes a directory that nobody else may enter, and closes one that an earlier version left open: images contain
+/// set-user-ID programs, which no other user of this machine may execute.
+fn create_private(path: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::PermissionsExt;
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(StoreError::at("create", path))?;
+    let mode = fs::metadata(path).map_err(StoreError::at("look at", path))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .map_err(StoreError::at("close", path))?;
+    }
+    Ok(())
+}
+
 impl Store {
     /// Opens the store in `root`, and creates it if there is none. Opening is cheap: nothing is scanned.
     ///
@@ -105,8 +118,11 @@ impl Store {
         let create = |path: &Path| builder.create(path).map_err(StoreError::at("create", path));
         create(root)?;
         let root = root.canonicalize().map_err(StoreError::at("open", root))?;
-        for name in ["uploads", "quarantine", "snapshots", "containers"] {
+        for name in ["uploads", "quarantine"] {
             create(&root.join(name))?;
+        }
+        for name in ["snapshots", "containers"] {
+            create_private(&root.join(name))?;
         }
         for algorithm in Algorithm::ALL {
             create(&root.join("blobs").join(algorithm.name()))?;

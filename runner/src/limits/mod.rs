@@ -6,12 +6,13 @@
 //! Directories, in each hierarchy that has a controller we need:
 //!
 //! ```text
-//! <base>/rimg/<pid>-<n>/     one sandbox of the rimg process <pid>; removed at its end
+//! <base>/rimg/<pid>-<n>/     one sandbox of the rimg process <pid>, which holds its lock (flock); removed at its end
 //! ```
 //!
 //! `<base>` is the topmost cgroup we may write to on version 2, where a cgroup with processes cannot have limited
-//! children, and our own cgroup on version 1, so that limits we live under hold for the sandbox too. Directories of
-//! processes that are no more are swept when the next limited sandbox starts.
+//! children, and our own cgroup on version 1, so that limits we live under hold for the sandbox too. Directories that
+//! nobody holds the lock of are swept when the next limited sandbox starts. A process id would not tell: another pid
+//! namespace, such as a container's that shares the cgroup tree, has processes that cannot be seen here.
 
 mod hierarchy;
 
@@ -21,7 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::plan::CgroupMount;
 pub(crate) use hierarchy::Hierarchies;
@@ -65,8 +66,8 @@ pub enum LimitsError {
     },
     /// There is no cgroup we may make children in.
     #[error(
-        "limit {limit}: the cgroup controller `{controller}` is not delegated to this user: start with \
-         `systemd-run --user --scope -p Delegate=yes rimg …` (run `rimg doctor`)"
+        "limit {limit}: the cgroup controller `{controller}` is not delegated to this user: run as root, or, where \
+         it is of cgroup version 2, with `systemd-run --user --scope -p Delegate=yes rimg …` (run `rimg doctor`)"
     )]
     NotDelegated {
         /// What was to be limited.
@@ -100,10 +101,9 @@ impl Limits {
         }
         self.check()?;
         let hierarchies = Hierarchies::of_this_process();
-        let name = unique_name();
         let mut cgroup = Cgroup::default();
         for wanted in self.wanted() {
-            cgroup.add(&hierarchies, &wanted, &name)?;
+            cgroup.add(&hierarchies, &wanted)?;
         }
         Ok(Some(cgroup))
     }
@@ -191,20 +191,26 @@ impl Setting {
 /// The cgroup of one sandbox: a directory in each hierarchy concerned, removed when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Cgroup {
+    /// The directory; the descriptor holds its lock.
     unified: Option<(PathBuf, OwnedFd)>,
-    v1: Vec<(PathBuf, String)>,
+    /// Directory, mount options, and the descriptor that holds the lock.
+    v1: Vec<(PathBuf, String, OwnedFd)>,
 }
 
 impl Cgroup {
-    fn add(&mut self, hierarchies: &Hierarchies, wanted: &Wanted, name: &str) -> Result<(), LimitsError> {
+    fn add(&mut self, hierarchies: &Hierarchies, wanted: &Wanted) -> Result<(), LimitsError> {
         let (limit, controller) = (wanted.limit, wanted.controller);
         if let Some((mount, base)) = hierarchies.v1(controller) {
-            let directory = base.join("rimg").join(name);
-            if !self.v1.iter().any(|(path, _)| *path == directory) {
-                sweep(&base.join("rimg"));
-                make_directory(&directory)?;
-                self.v1.push((directory.clone(), mount));
-            }
+            let parent = base.join("rimg");
+            let known = self.v1.iter().find(|(path, ..)| path.parent() == Some(&parent));
+            let directory = match known {
+                Some((path, ..)) => path.clone(),
+                None => {
+                    let claimed = claim(&parent).map_err(|error| error.undelegated(limit, controller))?;
+                    self.v1.push((claimed.0.clone(), mount, claimed.1));
+                    claimed.0
+                }
+            };
             return apply(&directory, &wanted.v1);
         }
         if !hierarchies.unified_has(controller) {
@@ -214,13 +220,8 @@ impl Cgroup {
             let base = hierarchies
                 .unified_base(controller)
                 .ok_or(LimitsError::NotDelegated { limit, controller })?;
-            let directory = base.join("rimg").join(name);
-            sweep(&base.join("rimg"));
-            make_directory(&directory)?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let opened = rustix::fs::open(&directory, flags, Mode::empty());
-            let fd = opened.map_err(|error| kernel("open", &directory)(error.into()))?;
-            self.unified = Some((directory, fd));
+            self.unified =
+                Some(claim(&base.join("rimg")).map_err(|error| error.undelegated(limit, controller))?);
         }
         let Some((directory, _)) = &self.unified else {
             return Err(LimitsError::NotDelegated { limit, controller });
@@ -241,7 +242,7 @@ impl Cgroup {
 
     /// Puts a process into the version 1 directories; that of version 2 it was born in.
     pub(crate) fn join(&self, pid: i32) -> Result<(), LimitsError> {
-        for (directory, _) in &self.v1 {
+        for (directory, ..) in &self.v1 {
             let path = directory.join("cgroup.procs");
             fs::write(&path, pid.to_string()).map_err(kernel("write", &path))?;
         }
@@ -251,7 +252,9 @@ impl Cgroup {
     /// What to show of it inside.
     pub(crate) fn mounts(&self) -> Vec<CgroupMount> {
         let unified = self.unified.iter().map(|_| CgroupMount::Unified);
-        unified.chain(self.v1.iter().map(|(_, options)| CgroupMount::Controller(options.clone()))).collect()
+        unified
+            .chain(self.v1.iter().map(|(_, options, _)| CgroupMount::Controller(options.clone())))
+            .collect()
     }
 }
 
@@ -260,28 +263,61 @@ impl Drop for Cgroup {
         if let Some((directory, _)) = &self.unified {
             remove(directory);
         }
-        for (directory, _) in &self.v1 {
+        for (directory, ..) in &self.v1 {
             remove(directory);
         }
     }
 }
 
-/// Removes the directories of sandboxes whose rimg process is no more. What is busy stays for the next time.
+/// Makes a directory of our own in `parent` and locks it. What dead processes left there is swept first.
+fn claim(parent: &Path) -> Result<(PathBuf, OwnedFd), LimitsError> {
+    fs::create_dir_all(parent).map_err(kernel("make", parent))?;
+    sweep(parent);
+    loop {
+        let directory = parent.join(unique_name());
+        match fs::create_dir(&directory) {
+            // Of a process with our number in another pid namespace.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            made => made.map_err(kernel("make", &directory))?,
+        }
+        // Somebody's sweep may have come between.
+        if let Some(lock) = lock(&directory).map_err(kernel("lock", &directory))? {
+            return Ok((directory, lock));
+        }
+    }
+}
+
+/// Locks a directory; `None` when somebody else has it, or has removed it.
+fn lock(directory: &Path) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = match rustix::fs::open(directory, flags, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        opened => opened?,
+    };
+    let locked = rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok();
+    Ok((locked && directory.exists()).then_some(fd))
+}
+
+/// Removes the directories that nobody holds the lock of. What is busy stays for the next time.
 fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.split_once('-')?.0.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
-            let _ = fs::write(entry.path().join("cgroup.kill"), "1");
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        if let Ok(Some(_lock)) = lock(&entry.path()) {
+            kill_all(&entry.path());
             let _ = fs::remove_dir(entry.path());
         }
     }
 }
 
+/// Kills every process of a cgroup, where the kernel can: version 2 since Linux 5.14.
+fn kill_all(directory: &Path) {
+    let file = fs::OpenOptions::new().write(true).open(directory.join("cgroup.kill"));
+    let _ = file.and_then(|mut file| io::Write::write_all(&mut file, b"1"));
+}
+
 /// Kills what is left in a cgroup, where the kernel can, and removes it.
 fn remove(directory: &Path) {
-    let _ = fs::write(directory.join("cgroup.kill"), "1");
+    kill_all(directory);
     for _ in 0..REMOVE_ATTEMPTS {
         match fs::remove_dir(directory) {
             // Processes that have been reaped leave their cgroup a moment later.
@@ -317,12 +353,23 @@ fn apply(directory: &Path, settings: &[Setting]) -> Result<(), LimitsError> {
     Ok(())
 }
 
-fn make_directory(directory: &Path) -> Result<(), LimitsError> {
-    fs::create_dir_all(directory).map_err(kernel("make", directory))
-}
-
 fn kernel<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> LimitsError + 'a {
     move |source| LimitsError::Kernel { operation, path: path.to_owned(), source }
+}
+
+impl LimitsError {
+    /// A directory that may not be made means that the controller is not this user's.
+    fn undelegated(self, limit: &'static str, controller: &'static str) -> LimitsError {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        match self {
+            LimitsError::Kernel { source, .. }
+                if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) =>
+            {
+                LimitsError::NotDelegated { limit, controller }
+            }
+            other => other,
+        }
+    }
 }
 
 fn unique_name() -> String {
@@ -342,6 +389,19 @@ mod tests {
             assert!(matches!(wrong.check(), Err(LimitsError::Invalid(_))), "{wrong:?}");
         }
         assert!(limits(Some(64 << 20), Some(500), Some(10)).check().is_ok());
+    }
+
+    /// An ordinary directory locks as a cgroup's does.
+    #[test]
+    fn a_living_processs_directory_survives_a_sweep_and_a_dead_ones_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (live, _lock) = claim(folder.path()).unwrap();
+        // As `kill -9` leaves one, and with the number of a process that does live here.
+        let dead = folder.path().join(format!("{}-999", std::process::id()));
+        fs::create_dir(&dead).unwrap();
+        let (other, _other_lock) = claim(folder.path()).unwrap();
+        assert!(live.exists() && other.exists() && live != other);
+        assert!(!dead.exists());
     }
 
     #[test]

@@ -111,6 +111,11 @@ impl Snapshots {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| at("open", path)(errno.into()))?;
+        // It may be older than this rule, or made by somebody who did not know it.
+        let stat = rustix::fs::fstat(&folder).map_err(|errno| at("look at", path)(errno.into()))?;
+        if stat.st_mode & 0o077 != 0 {
+            rustix::fs::fchmod(&folder, Mode::RWXU).map_err(|errno| at("close", path)(errno.into()))?;
+        }
         rustix::fs::flock(&folder, FlockOperation::LockShared)
             .map_err(|errno| at("lock", path)(errno.into()))?;
         let boot_id = std::fs::read_to_string(BOOT_ID_PATH).map_err(at("read", Path::new(BOOT_ID_PATH)))?;
@@ -124,11 +129,13 @@ impl Snapshots {
         (exists && self.is_of_this_boot(&name)).then(|| self.path.join(name))
     }
 
-    /// The tree of a layer, unpacked from `open` unless it is there already. `open` gives the layer's verified bytes,
-    /// compressed or not. Several processes may prepare one layer at once; one of them wins and all get its tree.
+    /// The tree of a layer, unpacked from `open` unless it is there already. `open` gives the layer's bytes, compressed
+    /// or not; they are hashed while they are unpacked, and only the tar that `layer` names becomes its tree: neither
+    /// an image whose configuration claims another image's layer, nor bytes that rotted on the disk, can take its
+    /// place. Several processes may prepare one layer at once; one of them wins and all get its tree.
     ///
     /// # Errors
-    /// When the layer is hostile or damaged, or the disk is full; nothing is left then.
+    /// When the layer is hostile, damaged or another one, or the disk is full; nothing is left then.
     pub fn prepare<R: io::Read + Send>(
         &self,
         layer: &DiffId,
@@ -142,8 +149,9 @@ impl Snapshots {
         let unfinished = self.begin()?;
         let failed = |source| SnapshotError::Apply { layer: *layer, source };
         let input = open().map_err(|error| failed(ApplyError::Layer(LayerError::Read(error))))?;
-        let mut reader = LayerReader::new(input, limits).map_err(|error| failed(error.into()))?;
+        let mut reader = LayerReader::hashing(input, limits).map_err(|error| failed(error.into()))?;
         let skipped = apply::apply(&mut reader, &unfinished.tree, self.owners).map_err(failed)?;
+        check_diff_id(layer, reader.diff_id()).map_err(failed)?;
         Ok((self.publish(&self.path.join(&unfinished.name), &name)?, skipped))
     }
 
@@ -276,6 +284,18 @@ impl Snapshots {
     fn is_being_made(&self, name: &str) -> bool {
         let Ok(folder) = File::open(self.path.join(name)) else { return false };
         rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err()
+    }
+}
+
+/// Whether what was unpacked is the layer it should be.
+fn check_diff_id(expected: &DiffId, actual: Option<DiffId>) -> Result<(), ApplyError> {
+    match actual {
+        Some(actual) if actual == *expected => Ok(()),
+        actual => Err(ApplyError::Layer(LayerError::Mismatch {
+            what: "diff_id",
+            expected: Box::new(*expected.digest()),
+            actual: Box::new(actual.map_or(*expected.digest(), |actual| *actual.digest())),
+        })),
     }
 }
 

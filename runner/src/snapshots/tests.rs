@@ -9,10 +9,6 @@ use rimg_formats::layer::{Entry, EntryKind, LayerPath};
 
 use super::*;
 
-fn id(text: &str) -> DiffId {
-    DiffId::new(Digest::sha256(text.as_bytes()))
-}
-
 fn owners() -> Owners {
     if rustix::process::geteuid().is_root() { Owners::Keep } else { Owners::Squash }
 }
@@ -52,13 +48,17 @@ struct Place {
 
 fn place() -> Place {
     let folder = tempfile::tempdir().unwrap();
+    // As wide as an earlier version left it.
+    fs::create_dir(folder.path().join("snapshots")).unwrap();
+    fs::set_permissions(folder.path().join("snapshots"), fs::Permissions::from_mode(0o755)).unwrap();
     let snapshots = Snapshots::open(&folder.path().join("snapshots"), owners()).unwrap();
     Place { folder, snapshots }
 }
 
 impl Place {
-    fn prepare(&self, name: &str, layer: Vec<u8>) -> Result<PathBuf, SnapshotError> {
-        let prepared = self.snapshots.prepare(&id(name), Limits::default(), || Ok(io::Cursor::new(layer)));
+    fn prepare(&self, layer: Vec<u8>) -> Result<PathBuf, SnapshotError> {
+        let id = DiffId::new(Digest::sha256(&layer));
+        let prepared = self.snapshots.prepare(&id, Limits::default(), || Ok(io::Cursor::new(layer)));
         prepared.map(|(path, _)| path)
     }
 
@@ -84,7 +84,8 @@ fn a_layer_becomes_a_lower_directory() {
         member("hidden/.wh..wh..opq", b'0', b"", ""),
         member("implied/by/a/file", b'0', b"x", ""),
     ]);
-    let tree = place.prepare("a", layer).unwrap();
+    let made = DiffId::new(Digest::sha256(&layer));
+    let tree = place.prepare(layer).unwrap();
     let stat = |path: &str| fs::symlink_metadata(tree.join(path)).unwrap();
     assert_eq!(fs::read(tree.join("dir/file")).unwrap(), b"content");
     assert_eq!(stat("dir/file").mode() & 0o7777, 0o4751);
@@ -98,7 +99,7 @@ fn a_layer_becomes_a_lower_directory() {
     assert_eq!(hidden.xattr(b"hidden", apply::OPAQUE).unwrap().as_deref(), Some(&b"y"[..]));
     let closed = fs::metadata(place.folder.path().join("snapshots")).unwrap().permissions().mode();
     assert_eq!(closed & 0o077, 0, "other users could run set-user-ID programs of images");
-    assert_eq!(place.snapshots.get(&id("a")), Some(tree));
+    assert_eq!(place.snapshots.get(&made), Some(tree));
     assert_eq!(place.names().len(), 1);
 }
 
@@ -134,7 +135,7 @@ fn nothing_is_written_outside_and_nothing_is_left_of_a_refused_layer() {
         ("truncated", member("file", b'0', &[1; 5000], "")[..2000].to_vec()),
     ];
     for (what, layer) in hostile {
-        let result = place.prepare(what, layer);
+        let result = place.prepare(layer);
         assert!(result.is_err(), "{what} was accepted as {result:?}");
         assert_eq!(place.names(), Vec::<String>::new(), "{what} left something");
         assert_eq!(fs::read_to_string(outside.join("victim")).unwrap(), "safe", "{what}");
@@ -142,10 +143,24 @@ fn nothing_is_written_outside_and_nothing_is_left_of_a_refused_layer() {
     }
 }
 
+/// An image whose configuration claims another image's layer would otherwise run in the other's place.
+#[test]
+fn only_the_layer_that_was_named_takes_its_place() {
+    let place = place();
+    let (good, bad) = (tar(&[member("file", b'0', b"good", "")]), tar(&[member("file", b'0', b"evil", "")]));
+    let result = place
+        .snapshots
+        .prepare(&DiffId::new(Digest::sha256(&good)), Limits::default(), || Ok(io::Cursor::new(bad)));
+    assert!(result.unwrap_err().to_string().contains("diff_id"));
+    assert_eq!(place.names(), Vec::<String>::new());
+    let tree = place.prepare(good).unwrap();
+    assert_eq!(fs::read(tree.join("file")).unwrap(), b"good");
+}
+
 #[test]
 fn absolute_names_land_inside() {
     let place = place();
-    let tree = place.prepare("a", tar(&[member("/etc/hostname", b'0', b"inside", "")])).unwrap();
+    let tree = place.prepare(tar(&[member("/etc/hostname", b'0', b"inside", "")])).unwrap();
     assert_eq!(fs::read(tree.join("etc/hostname")).unwrap(), b"inside");
 }
 
@@ -160,7 +175,7 @@ fn later_entries_replace_earlier_ones() {
         member("dir/x", b'0', b"", ""),
         member("dir", b'0', b"a file now", ""),
     ]);
-    let tree = place.prepare("a", layer).unwrap();
+    let tree = place.prepare(layer).unwrap();
     assert_eq!(fs::read(tree.join("a")).unwrap(), b"second");
     assert_eq!(fs::read(tree.join("link")).unwrap(), b"a file now");
     assert_eq!(fs::read(tree.join("dir")).unwrap(), b"a file now");
@@ -170,8 +185,9 @@ fn later_entries_replace_earlier_ones() {
 fn a_device_that_overlayfs_takes_for_a_whiteout_is_left_out() {
     let place = place();
     let layer = tar(&[member("null", b'3', b"", "")]);
+    let id = DiffId::new(Digest::sha256(&layer));
     let (tree, skipped) =
-        place.snapshots.prepare(&id("a"), Limits::default(), || Ok(io::Cursor::new(layer))).unwrap();
+        place.snapshots.prepare(&id, Limits::default(), || Ok(io::Cursor::new(layer))).unwrap();
     assert_eq!((skipped.devices, tree.join("null").exists()), (1, false));
 }
 
@@ -194,13 +210,15 @@ fn a_tree_is_good_for_one_boot() {
     fs::write(upper.join("file"), "x").unwrap();
     let changes = Changes::read(&upper, &[], &[]).unwrap();
     let time = Mtime { secs: 315_619_200, nanos: 0 };
-    let tree = place.snapshots.adopt(&upper, &changes, &id("a"), Some(time)).unwrap();
+    let layer = tar(&[member("file", b'0', b"y", "")]);
+    let id = DiffId::new(Digest::sha256(&layer));
+    let tree = place.snapshots.adopt(&upper, &changes, &id, Some(time)).unwrap();
     assert_eq!(fs::metadata(tree.join("file")).unwrap().mtime(), time.secs);
-    assert_eq!(place.snapshots.get(&id("a")), Some(tree.clone()));
+    assert_eq!(place.snapshots.get(&id), Some(tree.clone()));
     let mark = format!("{}.boot", tree.to_str().unwrap());
     fs::write(mark, "another boot").unwrap();
-    assert_eq!(place.snapshots.get(&id("a")), None);
-    let made_again = place.prepare("a", tar(&[member("file", b'0', b"y", "")])).unwrap();
+    assert_eq!(place.snapshots.get(&id), None);
+    let made_again = place.prepare(layer).unwrap();
     assert_eq!(fs::read(made_again.join("file")).unwrap(), b"y");
     assert_eq!(place.names().len(), 1);
 }
@@ -230,7 +248,7 @@ fn changes_are_what_a_container_changed() {
         member("remade/", b'5', b"", ""),
         member("remade/inside", b'0', b"", ""),
     ]);
-    let lower = place.prepare("base", base).unwrap();
+    let lower = place.prepare(base).unwrap();
     let upper = place.folder.path().join("upper");
     for folder in ["kept", "remade", "new", "stub"] {
         fs::create_dir_all(upper.join(folder)).unwrap();
@@ -272,7 +290,7 @@ fn changes_are_what_a_container_changed() {
 fn copying_up_is_no_change() {
     let place = place();
     let base = tar(&[member("d/", b'5', b"", ""), member("d/f", b'0', b"content", "")]);
-    let lower = place.prepare("base", base).unwrap();
+    let lower = place.prepare(base).unwrap();
     let upper = place.folder.path().join("upper");
     fs::create_dir_all(upper.join("d")).unwrap();
     fs::set_permissions(upper.join("d"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -289,7 +307,7 @@ fn copying_up_is_no_change() {
 #[test]
 fn nobody_sweeps_below_a_container() {
     let place = place();
-    place.prepare("a", tar(&[member("file", b'0', b"x", "")])).unwrap();
+    place.prepare(tar(&[member("file", b'0', b"x", "")])).unwrap();
     let other = Snapshots::open(&place.folder.path().join("snapshots"), owners()).unwrap();
     assert_eq!(place.snapshots.sweep(|_| false, false).unwrap(), None);
     assert_eq!(place.names().len(), 1);

@@ -22,6 +22,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("terminal_large_output_and_exit_code", terminal_large_output_and_exit_code),
     ("signals_are_passed_on", signals_are_passed_on),
     ("input_only_when_interactive", input_only_when_interactive),
+    ("the_callers_terminal_is_not_given_away", the_callers_terminal_is_not_given_away),
+    ("ignored_signals_stay_ignored", ignored_signals_stay_ignored),
+    ("signals_of_the_terminal_arrive_once", signals_of_the_terminal_arrive_once),
 ];
 
 /// The caller's side, in a process of its own.
@@ -55,6 +58,10 @@ struct Session {
 
 impl Session {
     fn start(root: &Root, script: &str) -> Session {
+        Session::start_mode(root, "it", script)
+    }
+
+    fn start_mode(root: &Root, mode: &str, script: &str) -> Session {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = rustix::pty::openpt(flags).unwrap();
         rustix::pty::unlockpt(&master).unwrap();
@@ -62,7 +69,7 @@ impl Session {
         let size = Winsize { ws_row: 33, ws_col: 44, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&master, size).unwrap();
         let end = || Stdio::from(slave.try_clone().unwrap());
-        let child = command(root, "it", script).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        let child = command(root, mode, script).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         Session { master: File::from(master), slave, child, seen: String::new() }
     }
 
@@ -166,4 +173,56 @@ fn input_only_when_interactive() {
             (expected, Some(0))
         );
     }
+}
+
+/// Without a terminal of its own a payload could otherwise read what is typed on the caller's.
+fn the_callers_terminal_is_not_given_away() {
+    let root = Root::new();
+    let script = "for fd in 0 1 2; do test -t $fd && echo terminal; done; (: </dev/tty) 2>/dev/null && echo tty; \
+        echo ready; read line; echo got:$line >&2; exit 3";
+    let mut session = Session::start_mode(&root, "i", script);
+    session.expect("ready\r\n");
+    assert!(!session.seen.contains("terminal") && !session.seen.contains("tty"), "{}", session.seen);
+    session.type_in("typed\r");
+    session.expect("got:typed");
+    assert_eq!(session.end(), 3);
+    let mut session =
+        Session::start_mode(&root, "", "cat; i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done");
+    session.expect("line 1999\r\n");
+    assert_eq!(session.end(), 0);
+}
+
+/// `nohup rimg run …`
+fn ignored_signals_stay_ignored() {
+    let root = Root::new();
+    let caller = "trap '' HUP; exec /proc/self/exe";
+    let script = "trap 'echo hup' HUP; trap 'exit 4' TERM; echo ready; while :; do sleep 1 & wait; done";
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", &caller.replace("/proc/self/exe", "\"$0\"")])
+        .arg(std::env::current_exe().unwrap())
+        .env("RIMG_TEST_FOREGROUND", root.directory.path())
+        .env("RIMG_TEST_MODE", "")
+        .env("RIMG_TEST_SCRIPT", script)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 6]).unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("", Some(4)));
+}
+
+/// Ctrl-C goes to a whole process group, in which init must not be.
+fn signals_of_the_terminal_arrive_once() {
+    use std::os::unix::process::CommandExt;
+    let root = Root::new();
+    let script = "cut() { read -r _ _ _ _ group session _ </proc/1/stat; echo $group $session; }; cut";
+    let mut child = command(&root, "", script).process_group(0).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    assert_eq!((stdout.trim(), child.wait().unwrap().code()), ("1 1", Some(0)), "group and session of init");
 }

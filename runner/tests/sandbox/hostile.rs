@@ -1,10 +1,12 @@
 //! Images and callers that want out. Each test is one row of HOSTILE.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use rimg_runner::spec::{EtcFile, Mount, MountKind};
+use rimg_runner::Sandbox;
+use rimg_runner::spec::{EtcFile, Mount, MountKind, Stdio, StdioEnd};
 
 use crate::harness::{Root, Test, output, try_run};
 
@@ -29,6 +31,14 @@ pub(crate) const TESTS: &[Test] = &[
     ("device_nodes_of_an_image_do_not_work", device_nodes_of_an_image_do_not_work),
     ("parent_environment_does_not_leak", parent_environment_does_not_leak),
     ("the_hosts_mounts_are_gone", the_hosts_mounts_are_gone),
+    ("init_runs_from_a_read_only_mount", init_runs_from_a_read_only_mount),
+    ("the_hosts_device_nodes_keep_their_mode", the_hosts_device_nodes_keep_their_mode),
+    (
+        "masks_are_the_null_device_whatever_is_mounted_there",
+        masks_are_the_null_device_whatever_is_mounted_there,
+    ),
+    ("a_mount_cannot_land_on_the_root", a_mount_cannot_land_on_the_root),
+    ("device_nodes_in_a_shared_folder_do_not_work", device_nodes_in_a_shared_folder_do_not_work),
 ];
 
 const SECRET: &str = "/tmp/rimg-test-secret";
@@ -276,4 +286,72 @@ fn the_hosts_mounts_are_gone() {
         }),
         "{mounts}"
     );
+}
+
+/// CVE-2019-5736: not even a process that got hold of init's binary could write it.
+fn init_runs_from_a_read_only_mount() {
+    let root = Root::new();
+    let mut running = Sandbox::new(root.spec(&["sleep", "1000"])).unwrap().spawn(Stdio::default()).unwrap();
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", running.pidfd().as_raw_fd())).unwrap();
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap().trim().to_owned();
+    let mount = rustix::fs::statvfs(format!("/proc/{pid}/exe")).unwrap();
+    assert!(mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY), "{:?}", mount.f_flag);
+    running.signal(libc::SIGKILL).unwrap();
+    running.wait().unwrap();
+}
+
+/// Root inside is the owner of the host's nodes when it is root outside. The mode asked for is the one they have.
+fn the_hosts_device_nodes_keep_their_mode() {
+    let root = Root::new();
+    for name in ["/dev/null", "/dev/tty", "/dev/urandom", "/proc/self/fd/0"] {
+        let outcome = try_run(root.shell(&format!("chmod 666 {name}"))).unwrap();
+        assert!(outcome.status.code != 0, "{name}: {outcome:?}");
+    }
+    let null = || StdioEnd::Fd(fs::File::options().write(true).open("/dev/null").unwrap().into());
+    let stdio = Stdio { stdin: StdioEnd::Null, stdout: null(), stderr: null() };
+    let spec = root.shell("chmod 666 /proc/self/fd/1 || chmod 666 /proc/self/fd/2");
+    assert_ne!(Sandbox::new(spec).unwrap().spawn(stdio).unwrap().wait().unwrap().code, 0);
+    assert_eq!(output(root.shell("echo x > /dev/null; cat /dev/null; head -c 3 /dev/zero | wc -c")), "3\n");
+}
+
+/// CVE-2025-31133, by way of a file that the caller provides and a link of the image.
+fn masks_are_the_null_device_whatever_is_mounted_there() {
+    let root = Root::new();
+    symlink("/dev/null", root.lower().join("etc/hosts")).unwrap();
+    let mut spec = root.shell("cat /dev/null; stat -c %t:%T /proc/keys /proc/timer_list");
+    spec.files = vec![EtcFile { target: PathBuf::from("/etc/hosts"), content: b"ours\n".to_vec() }];
+    assert_eq!(output(spec), "ours\n1:3\n1:3\n");
+}
+
+fn a_mount_cannot_land_on_the_root() {
+    let root = Root::new();
+    symlink("/", root.lower().join("data")).unwrap();
+    for target in ["/data", "/tmp/../.."] {
+        let mut spec = root.spec(&["true"]);
+        spec.mounts = vec![tmpfs(target)];
+        let error = try_run(spec).unwrap_err().to_string();
+        assert!(error.contains("that is the root itself"), "{target}: {error}");
+    }
+}
+
+fn device_nodes_in_a_shared_folder_do_not_work() {
+    let root = Root::new();
+    let shared = tempfile::tempdir().unwrap();
+    let made = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        shared.path().join("zero"),
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::from(0o666),
+        rustix::fs::makedev(1, 5),
+    );
+    if made.is_err() {
+        return crate::harness::skipped(
+            "device_nodes_in_a_shared_folder_do_not_work",
+            "making one needs the host's root",
+        );
+    }
+    let mut spec = root.shell("head -c 1 /shared/zero");
+    let kind = MountKind::Bind { source: shared.path().to_owned() };
+    spec.mounts = vec![Mount { kind, target: PathBuf::from("/shared"), read_only: false }];
+    assert_ne!(try_run(spec).unwrap().status.code, 0);
 }

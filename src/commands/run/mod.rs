@@ -12,11 +12,13 @@ use rimg_formats::layer::Limits;
 use rimg_formats::platform::Platform;
 use rimg_formats::reference::Reference;
 use rimg_formats::store::{Image, Store, StoreError};
+use rimg_runner::SandboxError;
 use rimg_runner::containers::Containers;
 use rimg_runner::foreground::run_foreground;
 use rimg_runner::limits;
 use rimg_runner::snapshots::Snapshots;
 use rimg_runner::spec::{Mount, MountKind, Network, RootFs, SandboxSpec, WindowSize};
+use rimg_runner::userns::Mapping;
 
 use super::remote::{self, RemoteArgs};
 use crate::failure::{Context, Failure};
@@ -77,13 +79,22 @@ pub(crate) struct RunArgs {
     /// Most processes and threads
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     pids_limit: Option<u32>,
-    /// Which network the container sees
+    /// Which network the container sees: none but a loopback of its own, or this machine's
     #[arg(long, alias = "net", value_enum, default_value_t, value_name = "NETWORK")]
     network: NetworkChoice,
+    /// Publish a port: not supported yet
+    #[arg(short, long, hide = true, value_name = "PORT")]
+    publish: Vec<String>,
+    /// Publish all ports: not supported yet
+    #[arg(short = 'P', long, hide = true)]
+    publish_all: bool,
+    /// Run in the background: not supported yet
+    #[arg(short, long, hide = true)]
+    detach: bool,
     /// Remove the container when it ends; what it wrote is always removed
     #[arg(long)]
     rm: bool,
-    /// A name for the container
+    /// A name for the container, and its host name; no two that run can have the same
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// When to pull the image
@@ -130,26 +141,61 @@ pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
 
 fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     let root = session.root()?;
+    if let Some(refused) = args.unsupported() {
+        return Err(refused);
+    }
     // Threads end the chance to become root in a namespace, so this comes first; pulling has them.
-    let owners = super::rootless::enter()?;
+    let mapping = super::rootless::enter_mapped()?;
+    let owners = super::rootless::owners(mapping);
     let store = session.store()?;
     let image = find_or_pull(&store, &args)?;
-    // Promises that nobody collects the image's blobs while they are unpacked.
-    let _lease = store.lease(&image.digest)?;
     let containers = Containers::new(&store.containers_dir());
     let place = || format!("failed to use {}", root.display());
     containers.sweep().context(place())?;
     let snapshots = Snapshots::open(&store.snapshots_dir(), owners)?;
     let lowers = unpack(&store, &snapshots, &image)?;
-    let container = containers.create().context(place())?;
+    let container = match &args.name {
+        Some(name) => containers.create_named(name).map_err(Failure::from)?,
+        None => containers.create().context(place())?,
+    };
     let rootfs = RootFs { lowers, upper: container.upper() };
     let spec = spec(&args, &image.config, rootfs, container.id())?;
-    let status = run_foreground(spec, args.interactive, |_| {})?;
+    let status = run_foreground(spec, args.interactive, |_| {}).map_err(|error| not_run(error, mapping))?;
     drop(container);
     if let Some(error) = status.exec_error {
         note(&format!("error: failed to {error}"));
     }
     Ok(u8::try_from(status.code).unwrap_or(u8::MAX))
+}
+
+/// What to say when a container could not be started.
+fn not_run(error: SandboxError, mapping: Mapping) -> Failure {
+    match (&error, mapping) {
+        (SandboxError::UserUnmapped(_), Mapping::Single(reason)) => {
+            let (why, next) = super::rootless::explain(reason);
+            Failure::from(error)
+                .hint(format!("{why}; {next}"))
+                .hint("or run as root inside, who is you outside: rimg run -u 0 …")
+        }
+        (SandboxError::UserUnmapped(_), _) => {
+            Failure::from(error).hint("more ids: a longer range for you in /etc/subuid and /etc/subgid")
+        }
+        _ => error.into(),
+    }
+}
+
+impl RunArgs {
+    /// Docker's flags that people try first and that are not here: what to do instead, before anything is done.
+    fn unsupported(&self) -> Option<Failure> {
+        if !self.publish.is_empty() || self.publish_all {
+            let failure = Failure::usage("publishing ports (-p, -P) is not supported yet");
+            return Some(failure.hint("--network host: the container listens on this machine's own ports"));
+        }
+        self.detach.then(|| {
+            let failure = Failure::usage("running in the background (-d) is not supported yet");
+            failure.hint("leave out -d; a shell's `&`, or systemd-run, keeps it running")
+        })
+    }
 }
 
 fn find_or_pull(store: &Store, args: &RunArgs) -> Result<Image, Failure> {
@@ -172,19 +218,22 @@ fn find_or_pull(store: &Store, args: &RunArgs) -> Result<Image, Failure> {
 }
 
 /// The snapshots of the image's layers, the lowest first. What is not unpacked yet is, from verified blobs.
+///
+/// The blob is looked at even when its snapshot is there already: an image that the store would not serve, because a
+/// layer of it is damaged or missing, is not run either. Unless its file was touched since, that is a look at its size
+/// and times.
 fn unpack(store: &Store, snapshots: &Snapshots, image: &Image) -> Result<Vec<PathBuf>, Failure> {
+    // Promises that nobody collects the image's blobs while they are unpacked. Nothing is written where all snapshots
+    // are there, as nearly always: their own lock keeps them, and a written database has to be synced to the disk.
+    let complete = image.layers.iter().all(|(_, diff_id)| snapshots.get(diff_id).is_some());
+    let _lease = if complete { None } else { Some(store.lease(&image.digest)?) };
     let mut lowers = Vec::with_capacity(image.layers.len());
     for (layer, diff_id) in &image.layers {
-        if let Some(path) = snapshots.get(diff_id) {
-            lowers.push(path);
-            continue;
-        }
         let missing = || {
             Failure::new(format!("layer {} is not in the store", layer.digest)).hint("pull the image again")
         };
         let blob = store.verified_blob(&layer.digest)?.ok_or_else(missing)?;
-        // The index is only made of a blob whose uncompressed tar has this very digest.
-        store.layer_index_of(&layer.digest, Some(diff_id))?;
+        // What is unpacked has to have this very digest, or it does not become a snapshot.
         let (path, _) = snapshots.prepare(diff_id, Limits::default(), || Ok(blob.into_file()))?;
         lowers.push(path);
     }
