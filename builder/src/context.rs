@@ -22,6 +22,9 @@ use crate::ignore::IgnorePatterns;
 use crate::source_tree::{Content, SourceNode, SourceTree};
 use crate::stat_cache::stamp_of;
 
+/// A thread costs as much as looking at a few files.
+const NODES_PER_THREAD_MIN: usize = 32;
+
 /// What owners on disk mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owners {
@@ -128,6 +131,33 @@ impl DiskTree {
         }))
     }
 
+    /// The nodes of names in an open directory, on all threads where there are many. A file that vanished since the
+    /// directory was read was not there.
+    fn nodes(
+        &self,
+        parent: &OwnedFd,
+        names: &[(Vec<u8>, LayerPath)],
+    ) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
+        let look = |part: &[(Vec<u8>, LayerPath)]| -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
+            let node = |(name, path): &(Vec<u8>, LayerPath)| {
+                let node = self.node(parent, OsStr::from_bytes(name), path);
+                node.map(|node| node.map(|node| (name.clone(), node))).transpose()
+            };
+            part.iter().filter_map(node).collect()
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = names.len().div_ceil(threads).max(NODES_PER_THREAD_MIN);
+        let (own, others) = names.split_at(share.min(names.len()));
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = others.chunks(share).map(|part| scope.spawn(move || look(part))).collect();
+            let mut nodes = look(own)?;
+            for worker in workers {
+                nodes.extend(worker.join().expect("looking at files does not panic")?);
+            }
+            Ok(nodes)
+        })
+    }
+
     fn owner(&self, stat: &Stat) -> Option<(u64, u64)> {
         let Owners::Kept { as_root } = self.0.owners else { return None };
         let mapped = |id: u32, own: Option<u32>| if Some(id) == own { 0 } else { u64::from(id) };
@@ -155,7 +185,7 @@ impl SourceTree for DiskTree {
 
     fn children(&self, path: &LayerPath) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
         let directory = self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let mut children = Vec::new();
+        let mut names = Vec::new();
         for entry in Dir::read_from(&directory).map_err(|errno| self.at(path, errno.into()))? {
             let entry = entry.map_err(|errno| self.at(path, errno.into()))?;
             let name = entry.file_name().to_bytes();
@@ -166,11 +196,9 @@ impl SourceTree for DiskTree {
             if self.hidden(&child, entry.file_type() == FileType::Directory) {
                 continue;
             }
-            // A file that vanished since the directory was read was not there.
-            if let Some(node) = self.node(&directory, OsStr::from_bytes(name), &child)? {
-                children.push((name.to_vec(), node));
-            }
+            names.push((name.to_vec(), child));
         }
+        let mut children = self.nodes(&directory, &names)?;
         children.sort_unstable_by(|left, right| left.0.cmp(&right.0));
         Ok(children)
     }

@@ -624,7 +624,7 @@ def hostile_requests(registry):
                 line.sendall(request)
                 line.shutdown(socket.SHUT_WR)
                 answer = line.recv(4096)
-            except (ConnectionResetError, BrokenPipeError):
+            except OSError:  # reset, or gone before the end of the nonsense was sent
                 answer = b""
             assert not answer.startswith((b"HTTP/1.1 2", b"HTTP/1.1 500", b"HTTP/1.1 502")), answer[:200]
     expect(registry("GET", "/v2/"), 200)

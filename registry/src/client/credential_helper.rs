@@ -100,7 +100,7 @@ impl Helper {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| self.failed(&format!("{}: {error}", self.program.display())))?;
-        let output = self.converse(&mut child, input);
+        let output = self.converse(&mut child, input.to_vec());
         // Reaps the child on every path; a helper that still runs has had its time.
         let _ = child.kill();
         let status = child.wait();
@@ -116,7 +116,7 @@ impl Helper {
     }
 
     /// Writes the question and waits for the end of the answer, which is also how helpers end.
-    fn converse(&self, child: &mut Child, input: &[u8]) -> Result<Vec<u8>, CredentialError> {
+    fn converse(&self, child: &mut Child, input: Vec<u8>) -> Result<Vec<u8>, CredentialError> {
         let (mut stdin, stdout) =
             child.stdin.take().zip(child.stdout.take()).ok_or_else(|| self.failed("no pipes"))?;
         let (sender, receiver) = mpsc::channel();
@@ -126,10 +126,11 @@ impl Helper {
             // Nobody listens any more once the time is up.
             let _ = sender.send(read.map(|_| output));
         });
-        // A helper may answer without reading; that it did is seen in its answer. The input is at most some
-        // KiB, which a pipe takes without anybody reading.
-        let _ = stdin.write_all(input);
-        drop(stdin);
+        // A helper may answer without reading, or never read: that it did is seen in its answer, and nobody here
+        // waits for it.
+        std::thread::spawn(move || {
+            let _ = stdin.write_all(&input);
+        });
         match receiver.recv_timeout(HELPER_WAIT) {
             Ok(Ok(output)) if output.len() as u64 <= HELPER_BYTES_MAX => {
                 // An answer is complete; give the process the moment it needs to exit by itself.

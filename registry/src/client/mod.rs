@@ -67,6 +67,18 @@ pub enum PlainHttp {
     Always,
 }
 
+impl PlainHttp {
+    /// Whether `host` may be spoken to without TLS.
+    fn allows(&self, host: &str) -> bool {
+        let Ok(host) = host.parse::<RegistryHost>() else { return false };
+        match self {
+            PlainHttp::Always => true,
+            PlainHttp::Hosts(hosts) if hosts.contains(&host) => true,
+            _ => host.is_loopback(),
+        }
+    }
+}
+
 /// Where the client finds credentials.
 #[derive(Clone, Debug)]
 pub enum CredentialSource {
@@ -213,7 +225,11 @@ async fn begin(wire: &Arc<Wire>, host: &RegistryHost) -> Result<Arc<Session>, Cl
     }
     let plain = session(Scheme::Http)?;
     let request = Request::new(Method::GET, plain.endpoint.root(), "the registry");
-    match wire.pool(&request.url)?.get(request.url.clone()).send().await {
+    let probe = wire.pool(&request.url)?.get(request.url.clone()).send();
+    let Ok(answer) = tokio::time::timeout(wire.options.idle_timeout, probe).await else {
+        return Err(wire.silent(&request.url, &request.what));
+    };
+    match answer {
         // Go's and nginx's words for a client that forgot TLS.
         Ok(response) if response.status() == StatusCode::BAD_REQUEST => {
             let body = wire.read(response, &request.what, 4096).await.unwrap_or_default();

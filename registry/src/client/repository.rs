@@ -16,8 +16,8 @@ use super::transfer::RecentManifests;
 use super::upload::{BlobOpener, Upload, UploadSession};
 use super::{Client, download, listing, manifests, referrers, upload};
 
-/// Most repositories that a blob is asked to be mounted from; each costs a request.
-const MOUNT_SOURCES_MAX: usize = 8;
+/// Most repositories that a blob is asked to be mounted from: one that is known to have had it mostly still has.
+const MOUNT_SOURCES_MAX: usize = 3;
 
 /// One repository of one registry. It is also an end of copies, from or to: see
 /// [`copy_image`](rimg_formats::transfer::copy_image).
@@ -26,13 +26,24 @@ pub struct RemoteRepository {
     client: Client,
     host: RegistryHost,
     name: RepositoryName,
-    mount_sources: Vec<RepositoryName>,
+    mount_sources: MountSources,
     /// The names that a copy ends with.
     pub(super) tags: Vec<Tag>,
     /// Manifests that were put, for naming them afterwards.
     pub(super) put: Mutex<RecentManifests>,
     /// Uploads that the registry opened when it declined a mount, by the blob they are for.
     opened: Mutex<HashMap<Digest, UploadSession>>,
+}
+
+/// Names the repositories that may have a blob.
+type NameSources = dyn Fn(&Digest) -> Vec<RepositoryName> + Send + Sync;
+
+struct MountSources(Box<NameSources>);
+
+impl std::fmt::Debug for MountSources {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("MountSources")
+    }
 }
 
 /// A manifest as the registry sent it, its digest verified.
@@ -52,18 +63,20 @@ impl RemoteRepository {
             client,
             host: reference.registry_host(),
             name: reference.remote_repository(),
-            mount_sources: Vec::new(),
+            mount_sources: MountSources(Box::new(|_| Vec::new())),
             tags: Vec::new(),
             put: Mutex::default(),
             opened: Mutex::default(),
         }
     }
 
-    /// This repository, which may take blobs from `sources`, other repositories of the same registry, without
-    /// their bytes being sent.
-    pub fn mounting_from(mut self, sources: impl IntoIterator<Item = RepositoryName>) -> RemoteRepository {
-        let others = sources.into_iter().filter(|source| *source != self.name);
-        self.mount_sources = others.take(MOUNT_SOURCES_MAX).collect();
+    /// This repository, which may take a blob without its bytes being sent from those repositories of the same
+    /// registry that `sources` names for it: the likeliest first, since each that lacks it costs a request or two.
+    pub fn mounting_from(
+        mut self,
+        sources: impl Fn(&Digest) -> Vec<RepositoryName> + Send + Sync + 'static,
+    ) -> RemoteRepository {
+        self.mount_sources = MountSources(Box::new(sources));
         self
     }
 
@@ -186,8 +199,9 @@ impl RemoteRepository {
             if upload::exists(&session, &Access::push(&self.name), &self.name, blob).await? {
                 return Ok(true);
             }
-            for source in &self.mount_sources {
-                match upload::mount(&session, &self.name, source, &blob.digest).await {
+            let sources = (self.mount_sources.0)(&blob.digest).into_iter();
+            for source in sources.filter(|source| *source != self.name).take(MOUNT_SOURCES_MAX) {
+                match upload::mount(&session, &self.name, &source, &blob.digest).await {
                     Ok(None) => return Ok(true),
                     Ok(Some(upload)) => {
                         let earlier = self.opened().insert(blob.digest, upload);

@@ -1,14 +1,13 @@
 //! [`RetryPolicy`]: how often, and after what wait, a failed request is repeated.
 //!
 //! Waits double from try to try and are spread at random between half and the whole of that, so that many
-//! clients cut off at once do not come back at once. A `Retry-After` in seconds takes precedence as long as it
-//! is bearable; its other form, a date, is not read, and the usual wait is used.
+//! clients cut off at once do not come back at once. A `Retry-After` takes precedence as long as it is bearable.
 
 use std::hash::{BuildHasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
 
 /// How often, and after what wait, a failed request is repeated.
 #[derive(Clone, Copy, Debug)]
@@ -53,10 +52,17 @@ pub(super) fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// `Retry-After` in seconds (RFC 9110, section 10.2.3).
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+/// `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date. What a date means is counted from the server's own
+/// `Date`, if it sent one, since its clock and ours (`now`) need not agree.
+pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
+    let asked = text(RETRY_AFTER)?;
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(asked).ok()?;
+    let from = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
+    Some(until.duration_since(from).unwrap_or_default())
 }
 
 /// A number in [0, 1). The standard library's hash seeds come from the kernel; nothing more is needed to spread
@@ -88,15 +94,21 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_in_seconds_only() {
-        let read = |text: &str| {
+    fn retry_after_in_seconds_or_until_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let read = |text: &str, date: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.insert(RETRY_AFTER, text.parse().unwrap());
-            retry_after(&headers)
+            headers.extend(date.map(|date| (DATE, date.parse().unwrap())));
+            retry_after(&headers, now).map(|wait| wait.as_secs())
         };
-        assert_eq!(read(" 7"), Some(Duration::from_secs(7)));
-        for other in ["Sun, 06 Nov 1994 08:49:37 GMT", "-1", "1e9", "99999999999999999999999"] {
-            assert_eq!(read(other), None, "{other}");
+        assert_eq!(read(" 7", None), Some(7));
+        assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT", None), Some(30));
+        assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT", Some("Sun, 06 Nov 1994 08:50:00 GMT")), Some(7));
+        assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT", Some("nonsense")), Some(30));
+        assert_eq!(read("Sat, 05 Nov 1994 08:50:07 GMT", None), Some(0));
+        for other in ["-1", "1e9", "99999999999999999999999", "Sun, 06 Nov", "tomorrow"] {
+            assert_eq!(read(other, None), None, "{other}");
         }
     }
 }

@@ -139,7 +139,9 @@ impl Session {
             if response.status().is_success() {
                 return Ok(response);
             }
-            if response.status() == StatusCode::UNAUTHORIZED && ours && !renewed {
+            // A server that a redirect led to does not say where the registry's credentials go.
+            let asks = ours && self.endpoint.owns(response.url());
+            if response.status() == StatusCode::UNAUTHORIZED && asks && !renewed {
                 renewed = true;
                 let better =
                     self.renew(access, &request.what, authorization.as_ref(), response.headers()).await?;

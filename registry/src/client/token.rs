@@ -3,7 +3,8 @@
 //!
 //! A registry names its token server itself, and credentials of that registry go there. This gives nothing
 //! away to a registry that the credentials belong to anyway, but they must not leave the protection of TLS: a
-//! registry spoken to by HTTPS may only name an HTTPS realm.
+//! registry spoken to by HTTPS may only name an HTTPS realm, and one spoken to without TLS only such a realm without
+//! TLS as the user would let the registry be: its own host, this machine, or what [`PlainHttp`] allows.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,13 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Deserialize;
 
+use super::PlainHttp;
 use super::challenge::Bearer;
 use super::credentials::{Credential, Secret};
 use super::endpoint;
 use super::error::ClientError;
 use super::session::Scopes;
-use super::wire::{Request, Retries, Wire, protocol};
+use super::wire::{Request, Retries, Wire, host_of, protocol};
 
 /// Largest answer of a token server. Tokens reach 20 KiB where every right is listed in them.
 const TOKEN_BYTES_MAX: usize = 1024 * 1024;
@@ -79,8 +81,8 @@ pub(super) async fn fetch(
     credential: Option<&Credential>,
 ) -> Result<Token, ClientError> {
     let what = format!("a token for {}", scopes.shown());
-    let realm =
-        judged_realm(registry, &challenge.realm).map_err(|reason| protocol(registry, &what, reason))?;
+    let realm = judged_realm(registry, &challenge.realm, &wire.options.plain_http)
+        .map_err(|reason| protocol(registry, &what, reason))?;
     let (request, authorization) = match credential {
         Some(Credential::RegistryToken(token)) => return Ok(Token::fixed(token.clone())),
         Some(Credential::IdentityToken(token)) => (exchange(realm, challenge, scopes, token, &what), None),
@@ -105,9 +107,11 @@ pub(super) async fn fetch(
 }
 
 /// The realm as a URL, if credentials may go there.
-fn judged_realm(registry: &Url, realm: &str) -> Result<Url, String> {
+fn judged_realm(registry: &Url, realm: &str, plain_http: &PlainHttp) -> Result<Url, String> {
     let url = Url::parse(realm).map_err(|_| "its token realm is not a URL".to_owned())?;
-    if url.scheme() == "http" && registry.scheme() == "https" {
+    let as_private = registry.scheme() == "http"
+        && (url.host_str() == registry.host_str() || plain_http.allows(&host_of(&url)));
+    if url.scheme() == "http" && !as_private {
         return Err("its token realm is plain HTTP, which would expose the credentials".to_owned());
     }
     endpoint::follow(registry, realm).map_err(|reason| format!("of its token realm: {reason}"))
@@ -145,6 +149,7 @@ fn exchange(realm: Url, challenge: &Bearer, scopes: &Scopes, token: &Secret, wha
         .header(ACCEPT, HeaderValue::from_static("application/json"))
         .header(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
     request.body = body.into();
+    request.stays_at_home = true;
     request
 }
 
@@ -179,7 +184,26 @@ mod tests {
             ("https://r.io/v2/", "token", false),
         ];
         for (registry, realm, good) in table {
-            assert_eq!(judged_realm(&registry.parse().unwrap(), realm).is_ok(), good, "{realm}");
+            let judged = judged_realm(&registry.parse().unwrap(), realm, &PlainHttp::Loopback);
+            assert_eq!(judged.is_ok(), good, "{realm}");
+        }
+    }
+
+    #[test]
+    fn a_realm_without_tls_is_one_that_the_user_allows() {
+        let hosts = || PlainHttp::Hosts(["r.lan".parse().unwrap(), "auth.lan:81".parse().unwrap()].into());
+        let table = [
+            ("http://127.0.0.1:5000/v2/", "http://auth.example/token", PlainHttp::Loopback, false),
+            ("http://localhost:5000/v2/", "http://localhost:5001/token", PlainHttp::Loopback, true),
+            ("http://r.lan/v2/", "http://r.lan:81/token", hosts(), true),
+            ("http://r.lan/v2/", "http://auth.lan:81/token", hosts(), true),
+            ("http://r.lan/v2/", "http://auth.lan/token", hosts(), false),
+            ("http://r.lan/v2/", "http://auth.lan/token", PlainHttp::Always, true),
+            ("https://r.lan/v2/", "http://r.lan/token", PlainHttp::Always, false),
+        ];
+        for (registry, realm, plain_http, good) in table {
+            let judged = judged_realm(&registry.parse().unwrap(), realm, &plain_http);
+            assert_eq!(judged.is_ok(), good, "{registry} {realm} {plain_http:?}");
         }
     }
 

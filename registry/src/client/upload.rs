@@ -13,6 +13,7 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use reqwest::header::{
     AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE,
@@ -26,6 +27,7 @@ use super::Client;
 use super::endpoint;
 use super::error::ClientError;
 use super::pipe::{Fed, body, feed, pipe};
+use super::retry;
 use super::session::{Access, Session};
 use super::wire::{Request, network, protocol};
 
@@ -318,21 +320,20 @@ impl Exchange {
         if status.is_redirection() {
             return Err(protocol(&self.url, &what, "it redirects an upload that is under way"));
         }
-        match session.refusal(&self.access, response, &what).await {
-            // The body is spent, so the wait happens here and the repetition where the body can be had again.
-            ClientError::TooManyRequests { host, retry_after, detail } => {
-                let wait = retry_after.unwrap_or_default();
-                if wait > session.wire.options.retry.retry_after_max {
-                    return Err(ClientError::TooManyRequests { host, retry_after, detail });
-                }
-                tokio::time::sleep(wait).await;
-                Err(ClientError::ServerFailed { host, what, status: 429, detail })
-            }
-            ClientError::Refused { host, what, status: 408, detail } => {
-                Err(ClientError::ServerFailed { host, what, status: 408, detail })
-            }
-            other => Err(other),
+        let retry_after = retry::retry_after(response.headers(), SystemTime::now());
+        let (host, detail) = match session.refusal(&self.access, response, &what).await {
+            ClientError::TooManyRequests { host, detail, .. }
+            | ClientError::ServerFailed { host, detail, .. }
+            | ClientError::Refused { host, status: 408, detail, .. } => (host, detail),
+            other => return Err(other),
+        };
+        let wait = retry_after.unwrap_or_default();
+        if wait > session.wire.options.retry.retry_after_max {
+            return Err(ClientError::TooManyRequests { host, retry_after, detail });
         }
+        // The body is spent, so the wait happens here and the repetition where the body can be had again.
+        tokio::time::sleep(wait).await;
+        Err(ClientError::ServerFailed { host, what, status: status.as_u16(), detail })
     }
 }
 

@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
@@ -35,13 +35,16 @@ pub(super) struct Request {
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// Its body is a secret, which no redirect may carry to another host.
+    pub(super) stays_at_home: bool,
     /// What it is about, for error messages: "manifest of app:1".
     pub(super) what: String,
 }
 
 impl Request {
     pub(super) fn new(method: Method, url: Url, what: impl Into<String>) -> Request {
-        Request { method, url, headers: HeaderMap::new(), body: Bytes::new(), what: what.into() }
+        let (headers, body, what) = (HeaderMap::new(), Bytes::new(), what.into());
+        Request { method, url, headers, body, stays_at_home: false, what }
     }
 
     pub(super) fn header(
@@ -215,7 +218,7 @@ impl Wire {
         with_credentials: bool,
     ) -> ClientError {
         let (status, host, what) = (response.status(), host_of(response.url()), what.to_owned());
-        let retry_after = retry::retry_after(response.headers());
+        let retry_after = retry::retry_after(response.headers(), SystemTime::now());
         let mut body = Vec::new();
         // A body that cannot be read leaves the status to speak for itself.
         while let Ok(Some(chunk)) = self.chunk(&mut response, &what).await {
@@ -258,7 +261,7 @@ impl<'a> Retries<'a> {
     ) -> Result<Option<Response>, ClientError> {
         let (error, asked) = match outcome {
             Ok(response) if retry::is_transient(response.status()) => {
-                let asked = retry::retry_after(response.headers());
+                let asked = retry::retry_after(response.headers(), SystemTime::now());
                 (self.wire.refusal(response, what, false).await, asked)
             }
             Ok(response) => return Ok(Some(response)),
@@ -289,7 +292,12 @@ fn redirect(from: &Url, request: &Request, response: &Response) -> Result<Option
         return refuse(format!("it redirects a {} by status {}", request.method, response.status().as_u16()));
     }
     match response.headers().get(LOCATION).map(HeaderValue::to_str) {
-        Some(Ok(location)) => endpoint::follow(from, location).map(Some).or_else(refuse),
+        Some(Ok(location)) => match endpoint::follow(from, location) {
+            Ok(next) if request.stays_at_home && !same_origin(&request.url, &next) => {
+                refuse("it redirects a secret to another host".to_owned())
+            }
+            followed => followed.map(Some).or_else(refuse),
+        },
         _ => refuse("it redirects without saying where to".to_owned()),
     }
 }

@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use hyper::{Method, StatusCode};
+use axum::http::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use axum::http::{Method, StatusCode};
 use rimg_formats::reference::RepositoryName;
 
 use super::error::{ApiError, Code};

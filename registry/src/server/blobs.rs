@@ -3,22 +3,25 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use hyper::header::{
+use axum::body::Body;
+use axum::http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue,
     IF_NONE_MATCH, IF_RANGE, RANGE,
 };
-use hyper::{Method, Response, StatusCode};
+use axum::http::{Method, StatusCode};
+use axum::response::IntoResponse;
+use bytes::Bytes;
 use rimg_formats::digest::Digest;
 use rimg_formats::reference::{ImageName, RepositoryName};
 use rimg_formats::store::{Blob, Store, StoreError};
 
 use super::State;
-use super::body::{BlobBody, Body, Part};
+use super::body::{self, Part};
 use super::entity_tag::{self, EntityTags};
 use super::error::{ApiError, Code};
+use super::event::Event;
 use super::range::{self, Selection, Span};
-use super::service::{Call, Reply, empty, set_digest};
+use super::service::{Call, Reply, set_digest};
 
 /// Content under a digest never changes.
 const FOR_EVER: HeaderValue = HeaderValue::from_static("private, max-age=31536000, immutable");
@@ -36,11 +39,11 @@ pub(super) async fn get(
         state.run(move |store| find(store, &repository, &digest)).await?.ok_or_else(|| unknown(&digest))?;
     let known = EntityTags::from(&call.headers, IF_NONE_MATCH)?;
     if known.is_some_and(|known| known.contains(&digest)) {
-        return Ok(describe(empty(StatusCode::NOT_MODIFIED), &digest));
+        return Ok(describe(StatusCode::NOT_MODIFIED, Body::empty(), &digest));
     }
     let size = blob.size();
     if call.method == Method::HEAD {
-        let mut reply = describe(empty(StatusCode::OK), &digest);
+        let mut reply = describe(StatusCode::OK, Body::empty(), &digest);
         reply.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
         return Ok(reply);
     }
@@ -67,7 +70,7 @@ pub(super) async fn delete(
 ) -> Result<Reply, ApiError> {
     let repository = ImageName::from(name);
     match state.run(move |store| store.repository(&repository).delete_blob(&digest)).await? {
-        true => Ok(empty(StatusCode::ACCEPTED)),
+        true => Ok(StatusCode::ACCEPTED.into_response()),
         false => Err(unknown(&digest)),
     }
 }
@@ -130,16 +133,20 @@ fn multipart(state: &State, blob: Blob, spans: &[Span]) -> Reply {
 
 fn send(state: &State, status: StatusCode, blob: Blob, parts: Vec<Part>) -> Reply {
     let digest = *blob.digest();
+    let length: u64 = parts.iter().map(Part::length).sum();
     let observer = state.options.observer.clone();
-    let body = BlobBody::new(blob.into_file(), digest, parts, state.jobs.clone(), observer);
-    let length = body.len();
-    let mut reply = Response::new(Body::Blob(Box::new(body)));
-    *reply.status_mut() = status;
+    let body = body::of_blob(blob.into_file(), parts, state.jobs.clone(), move |error| {
+        if let Some(observer) = &observer {
+            observer(Event::BodyFailed { digest: digest.to_string(), cause: error.to_string() });
+        }
+    });
+    let mut reply = describe(status, body, &digest);
     reply.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
-    describe(reply, &digest)
+    reply
 }
 
-fn describe(mut reply: Reply, digest: &Digest) -> Reply {
+fn describe(status: StatusCode, body: Body, digest: &Digest) -> Reply {
+    let mut reply = (status, body).into_response();
     set_digest(&mut reply, digest);
     let headers = reply.headers_mut();
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));

@@ -1,70 +1,23 @@
-//! [`Body`]: what responses are made of, and above all the way blobs leave.
+//! The way blobs leave: read in large blocks on the blocking threads, one block ahead of the socket.
 //!
-//! A blob is read in large blocks on the blocking threads, one block ahead of the socket, and no thread waits
-//! for a slow client: a job ends with its block. A failing read breaks the connection off, so that the client
-//! sees a short body and never a wrong one.
+//! No thread waits for a slow client: a job ends with its block. A failing read breaks the connection off, so that
+//! the client sees a short body and never a wrong one.
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::future::Future;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
+use axum::body::Body;
 use bytes::Bytes;
-use hyper::body::{Frame, SizeHint};
-use rimg_formats::digest::Digest;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 
-use super::event::{Event, Observer};
 use super::limits::READ_BLOCK_BYTES;
 use super::range::Span;
 
-/// The body of a response.
-pub(super) enum Body {
-    /// Nothing.
-    Empty,
-    /// A document.
-    Document(Option<Bytes>),
-    /// All or parts of a blob.
-    Blob(Box<BlobBody>),
-}
-
-impl From<Vec<u8>> for Body {
-    fn from(bytes: Vec<u8>) -> Body {
-        Body::Document(Some(bytes.into()))
-    }
-}
-
-impl hyper::body::Body for Body {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        match self.get_mut() {
-            Body::Empty => Poll::Ready(None),
-            Body::Document(document) => Poll::Ready(document.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Body::Blob(blob) => blob.poll(context).map(|block| block.map(|block| block.map(Frame::data))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.size_hint().exact() == Some(0)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(match self {
-            Body::Empty => 0,
-            Body::Document(document) => document.as_ref().map_or(0, |bytes| bytes.len() as u64),
-            Body::Blob(blob) => blob.remaining,
-        })
-    }
-}
+/// Blocks of one body in memory: one on its way to the disk's end, one to the socket's.
+const BLOCKS_UNDER_WAY: usize = 2;
 
 /// One piece of a blob's body.
 #[derive(Debug)]
@@ -75,114 +28,46 @@ pub(super) enum Part {
     Span(Span),
 }
 
-type Read = Pin<Box<dyn Future<Output = io::Result<Bytes>> + Send>>;
-
-/// The pieces of a blob that are still to be sent.
-pub(super) struct BlobBody {
-    file: Arc<File>,
-    digest: Digest,
-    parts: VecDeque<Part>,
-    remaining: u64,
-    read: Option<Read>,
-    jobs: Arc<Semaphore>,
-    observer: Option<Observer>,
-}
-
-impl BlobBody {
-    pub(super) fn new(
-        file: File,
-        digest: Digest,
-        parts: Vec<Part>,
-        jobs: Arc<Semaphore>,
-        observer: Option<Observer>,
-    ) -> BlobBody {
-        let length = |part: &Part| match part {
+impl Part {
+    pub(super) fn length(&self) -> u64 {
+        match self {
             Part::Text(text) => text.len() as u64,
             Part::Span(span) => span.length,
-        };
-        let remaining = parts.iter().map(length).sum();
-        let parts = VecDeque::from(parts);
-        BlobBody { file: Arc::new(file), digest, parts, remaining, read: None, jobs, observer }
-    }
-
-    /// Bytes still to be sent.
-    pub(super) fn len(&self) -> u64 {
-        self.remaining
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        let Some(read) = self.read.as_mut() else {
-            return match self.start() {
-                None => Poll::Ready(None),
-                Some(Started::Text(text)) => Poll::Ready(Some(Ok(text))),
-                Some(Started::Read) => self.poll(context),
-            };
-        };
-        let result = ready!(read.as_mut().poll(context));
-        self.read = None;
-        match result {
-            Ok(block) => {
-                self.remaining -= block.len() as u64;
-                self.read_ahead(context);
-                Poll::Ready(Some(Ok(block)))
-            }
-            Err(error) => {
-                self.parts.clear();
-                if let Some(observer) = &self.observer {
-                    observer(Event::BodyFailed { digest: self.digest.to_string(), cause: error.to_string() });
-                }
-                Poll::Ready(Some(Err(error)))
-            }
         }
     }
 
-    /// Begins the next piece.
-    fn start(&mut self) -> Option<Started> {
-        match self.parts.front_mut()? {
-            Part::Text(text) => {
-                let text = std::mem::take(text);
-                self.parts.pop_front();
-                self.remaining -= text.len() as u64;
-                Some(Started::Text(text))
-            }
-            Part::Span(span) => {
-                let length = span.length.min(READ_BLOCK_BYTES as u64);
-                let offset = span.offset;
-                span.offset += length;
-                span.length -= length;
-                if span.length == 0 {
-                    self.parts.pop_front();
-                }
-                self.read = Some(Box::pin(read_block(self.file.clone(), offset, length, self.jobs.clone())));
-                Some(Started::Read)
-            }
-        }
-    }
-
-    /// Sets the next read going while the block before it is being sent.
-    fn read_ahead(&mut self, context: &mut Context<'_>) {
-        if !matches!(self.parts.front(), Some(Part::Span(_))) || self.start().is_none() {
-            return;
-        }
-        if let Some(read) = self.read.as_mut()
-            && let Poll::Ready(result) = read.as_mut().poll(context)
-        {
-            self.read = Some(Box::pin(std::future::ready(result)));
+    fn blocks(self) -> Box<dyn Iterator<Item = Part> + Send> {
+        match self {
+            Part::Text(_) => Box::new(std::iter::once(self)),
+            Part::Span(span) => Box::new(span.blocks(READ_BLOCK_BYTES).map(Part::Span)),
         }
     }
 }
 
-enum Started {
-    Text(Bytes),
-    Read,
+/// The body made of `parts` of `file`. Its length is for the caller to announce; `on_failure` is told of a read
+/// that fails.
+pub(super) fn of_blob(
+    file: File,
+    parts: Vec<Part>,
+    jobs: Arc<Semaphore>,
+    on_failure: impl Fn(&io::Error) + Send + 'static,
+) -> Body {
+    let file = Arc::new(file);
+    let blocks = parts.into_iter().flat_map(Part::blocks);
+    let reads = blocks.map(move |block| read(file.clone(), block, jobs.clone()));
+    Body::from_stream(stream::iter(reads).buffered(BLOCKS_UNDER_WAY).inspect_err(on_failure))
 }
 
-async fn read_block(file: Arc<File>, offset: u64, length: u64, jobs: Arc<Semaphore>) -> io::Result<Bytes> {
+async fn read(file: Arc<File>, part: Part, jobs: Arc<Semaphore>) -> io::Result<Bytes> {
+    let span = match part {
+        Part::Text(text) => return Ok(text),
+        Part::Span(span) => span,
+    };
     let permit = jobs.acquire_owned().await.map_err(io::Error::other)?;
     let job = move || {
         let _permit = permit;
-        let mut block = vec![0; usize::try_from(length).map_err(io::Error::other)?];
-        file.read_exact_at(&mut block, offset)?;
+        let mut block = vec![0; usize::try_from(span.length).map_err(io::Error::other)?];
+        file.read_exact_at(&mut block, span.offset)?;
         Ok(Bytes::from(block))
     };
     tokio::task::spawn_blocking(job).await.map_err(io::Error::other)?

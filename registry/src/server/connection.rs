@@ -1,22 +1,24 @@
 //! Connections: accepting them, how long they may dawdle, and how they end.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use axum::extract::ConnectInfo;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::State;
 use super::event::Event;
-use super::limits::{BUFFER_BYTES_MAX, HEADERS_MAX};
+use super::limits::{BUFFER_BYTES_MAX, HEADERS_MAX, Limits};
 use super::patience::Patience;
 use super::{service, sessions};
 
@@ -27,6 +29,7 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>, shutdown: im
     let connections = Arc::new(Semaphore::new(state.options.limits.connections));
     let graceful = GracefulShutdown::new();
     let (cut, uncut) = watch::channel(());
+    let router = service::router(state.clone());
     let sweeper = tokio::spawn(sessions::sweep_regularly(state.clone()));
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -36,7 +39,13 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>, shutdown: im
         };
         match accepted {
             Ok((stream, peer, permit)) => {
-                let serving = connection(stream, peer, state.clone(), graceful.watcher());
+                let serving = connection(
+                    stream,
+                    peer,
+                    router.clone(),
+                    state.options.limits.clone(),
+                    graceful.watcher(),
+                );
                 tokio::spawn(until_cut(serving, uncut.clone(), permit));
             }
             Err(error) => {
@@ -77,17 +86,18 @@ async fn until_cut(
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<State>, watcher: Watcher) {
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, limits: Limits, watcher: Watcher) {
     // Small answers should not wait for company; blobs fill their packets anyway.
     let _ = stream.set_nodelay(true);
-    let io = Patience::new(TokioIo::new(stream), state.options.limits.body_idle);
-    let respond = service_fn(|request: Request<Incoming>| {
-        let state = state.clone();
-        async move { Ok::<_, Infallible>(service::respond(state, peer, request).await) }
+    let io = Patience::new(TokioIo::new(stream), limits.body_idle);
+    let service = TowerToHyperService::new(router);
+    let respond = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        service.call(request)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(state.options.limits.head)
+        .header_read_timeout(limits.head)
         .max_headers(HEADERS_MAX)
         .max_buf_size(BUFFER_BYTES_MAX)
         .serve_connection(io, respond);

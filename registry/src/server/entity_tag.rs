@@ -1,7 +1,7 @@
 //! Entity tags (RFC 9110 §8.8.3 and §13): a manifest's or blob's is its digest in quotes. They make `GET`
 //! conditional on what a client has, and `PUT` of a tag on what it believes the tag to be.
 
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::header::{HeaderMap, HeaderName, HeaderValue};
 use rimg_formats::digest::Digest;
 
 use super::error::{ApiError, Code};
@@ -58,7 +58,7 @@ impl EntityTags {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use hyper::header::IF_NONE_MATCH;
+    use axum::http::header::IF_NONE_MATCH;
 
     use super::*;
 

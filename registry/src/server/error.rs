@@ -1,8 +1,9 @@
 //! [`ApiError`]: a refusal as the protocol words it (distribution-spec, *Error Codes*). What the store says is
 //! translated here, and nothing of the machine (paths, SQL) leaves with it.
 
-use hyper::StatusCode;
-use hyper::header::{HeaderName, HeaderValue};
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
 use rimg_formats::digest::DigestError;
 use rimg_formats::manifest::ManifestError;
 use rimg_formats::reference::ReferenceError;
@@ -67,7 +68,7 @@ pub(super) struct ApiError {
     code: Code,
     message: String,
     details: Vec<Value>,
-    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     /// The cause, for the operator's eyes alone.
     pub(super) cause: Option<String>,
 }
@@ -91,7 +92,7 @@ impl ApiError {
     /// 429: a limit on work at once, not on the request itself.
     pub(super) fn too_many(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, message)
-            .with_header(hyper::header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))
+            .with_header(axum::http::header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))
     }
 
     /// 500: the client is told nothing but that; the operator is told `cause`.
@@ -117,7 +118,7 @@ impl ApiError {
     }
 
     /// The JSON body.
-    pub(super) fn body(&self) -> Vec<u8> {
+    fn body(&self) -> Vec<u8> {
         let entry = |detail: Option<&Value>| match detail {
             None => json!({"code": self.code.name(), "message": self.message}),
             Some(detail) => json!({"code": self.code.name(), "message": self.message, "detail": detail}),
@@ -127,6 +128,22 @@ impl ApiError {
             details => details.iter().map(|detail| entry(Some(detail))).collect(),
         };
         json!({ "errors": errors }).to_string().into_bytes()
+    }
+}
+
+/// What only the operator is told of a refusal, on its way there beside the answer.
+#[derive(Clone, Debug)]
+pub(super) struct Cause(pub(super) String);
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, self.body()).into_response();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().extend(self.headers);
+        if let Some(cause) = self.cause {
+            response.extensions_mut().insert(Cause(cause));
+        }
+        response
     }
 }
 
@@ -187,7 +204,7 @@ impl From<StoreError> for ApiError {
             StoreError::UploadUnknown(_) => ApiError::not_found(Code::BlobUploadUnknown, message),
             StoreError::UploadBusy(_) => {
                 ApiError::new(StatusCode::CONFLICT, Code::BlobUploadInvalid, message)
-                    .with_header(hyper::header::RETRY_AFTER, HeaderValue::from_static("1"))
+                    .with_header(axum::http::header::RETRY_AFTER, HeaderValue::from_static("1"))
             }
             StoreError::PreconditionFailed { .. } => {
                 ApiError::new(StatusCode::PRECONDITION_FAILED, Code::PreconditionFailed, message)

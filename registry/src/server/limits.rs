@@ -35,13 +35,19 @@ pub(super) const PAGE_ENTRIES_MAX: usize = 10_000;
 pub(super) const ENTITY_TAGS_MAX: usize = 32;
 /// Bytes of one page of referrers: the specification lets clients refuse an index larger than a manifest may be.
 pub(super) const REFERRERS_BYTES_MAX: usize = 4 << 20;
+/// Bytes of a document that every connection may hold. Nearly all manifests are smaller.
+pub(super) const SMALL_DOCUMENT_BYTES: usize = 64 * 1024;
+/// Larger documents received at once; more are told to come back (429). Without it, manifests that never end
+/// would fill 4 MiB of memory for each connection.
+pub(super) const LARGE_DOCUMENTS_MAX: usize = 32;
 /// What a client that has hit a limit is told to wait, in seconds.
 pub(super) const RETRY_AFTER_SECONDS: &str = "5";
 
 /// Bounds that an operator may change.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at once; more wait to be accepted. Each costs some tens of KiB, and an open file.
+    /// Connections at once; more wait to be accepted. Each costs some tens of KiB and an open file, and while
+    /// it sends a blob, two or three blocks of 512 KiB.
     pub connections: usize,
     /// Uploads receiving bytes at once; more are told to come back (429). Each holds two batches of
     /// 256 KiB and an open file.

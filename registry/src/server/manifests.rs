@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
+use axum::response::IntoResponse;
 use bytes::Bytes;
-use hyper::header::{
-    CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH,
-};
-use hyper::{Method, Response, StatusCode};
 use rimg_formats::manifest::MANIFEST_BYTES_MAX;
 use rimg_formats::reference::{ImageName, RepositoryName, Tag};
 use rimg_formats::store::{
@@ -17,14 +16,13 @@ use rimg_formats::store::{
 };
 
 use super::State;
-use super::body::Body;
 use super::entity_tag::{self, EntityTags};
 use super::error::{ApiError, Code};
 use super::limits::TAGS_PER_PUT_MAX;
 use super::query::Query;
 use super::receive;
 use super::route::Version;
-use super::service::{Call, Reply, empty, set_digest, set_location};
+use super::service::{Call, Reply, set_digest, set_location};
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
@@ -40,13 +38,9 @@ pub(super) async fn get(
     let manifest = state.run(move |store| find(store, &repository, &version)).await?;
     let known = EntityTags::from(&call.headers, IF_NONE_MATCH)?;
     let mut reply = if known.is_some_and(|known| known.contains(&manifest.digest)) {
-        empty(StatusCode::NOT_MODIFIED)
-    } else if call.method == Method::HEAD {
-        let mut reply = empty(StatusCode::OK);
-        reply.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(manifest.raw.len()));
-        reply
+        StatusCode::NOT_MODIFIED.into_response()
     } else {
-        Response::new(Body::Document(Some(Bytes::from_owner(manifest.raw))))
+        Bytes::from_owner(manifest.raw).into_response()
     };
     set_digest(&mut reply, &manifest.digest);
     let headers = reply.headers_mut();
@@ -86,7 +80,7 @@ pub(super) async fn put(
     let raw = receive::document(state, call.body, MANIFEST_BYTES_MAX, "a manifest").await?;
     let repository = ImageName::from(name.clone());
     let (put, tags) = state.run(move |store| plan.carry_out(&store.repository(&repository), &raw)).await?;
-    let mut reply = empty(StatusCode::CREATED);
+    let mut reply = StatusCode::CREATED.into_response();
     set_location(&mut reply, &format!("/v2/{name}/manifests/{}", put.digest));
     set_digest(&mut reply, &put.digest);
     let value = |text: String| HeaderValue::try_from(text).expect("digests and tags are ASCII");
@@ -191,7 +185,7 @@ pub(super) async fn delete(
         }
     };
     state.run(work).await?;
-    Ok(empty(StatusCode::ACCEPTED))
+    Ok(StatusCode::ACCEPTED.into_response())
 }
 
 /// `If-Match` and `If-None-Match` of a request that changes something: compare-and-swap on tags.

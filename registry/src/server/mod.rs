@@ -5,6 +5,10 @@
 //! connection ──► service ──► route, access ──► one handler an endpoint ──► store (blocking jobs)
 //! ```
 //!
+//! It is an axum service with a single handler of its own in place of axum's routes: repository names contain
+//! slashes, and a route of axum's cannot have a wildcard in its middle. Connections are hyper's own, since
+//! `axum::serve` bounds neither the time nor the size of a request's head.
+//!
 //! | module | owns |
 //! |---|---|
 //! | `connection` | accepting, timeouts, graceful end |
@@ -31,7 +35,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use hyper::header::HeaderValue;
+use axum::http::HeaderValue;
 use rimg_formats::store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -133,6 +137,8 @@ struct State {
     warnings: Vec<HeaderValue>,
     /// Admission to the blocking threads.
     jobs: Arc<Semaphore>,
+    /// Admission to [`limits::LARGE_DOCUMENTS_MAX`].
+    large_documents: Semaphore,
     sessions: Arc<Sessions>,
 }
 
@@ -148,6 +154,7 @@ impl Server {
             store,
             warnings,
             jobs: Arc::new(Semaphore::new(limits::BLOCKING_JOBS_MAX)),
+            large_documents: Semaphore::new(limits::LARGE_DOCUMENTS_MAX),
             sessions: Arc::new(Sessions::new(options.limits.concurrent_uploads)),
             options,
         };

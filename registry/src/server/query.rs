@@ -1,5 +1,7 @@
 //! The query part of a request's target, percent-decoded once, and the numbers in it.
 
+use std::borrow::Cow;
+
 use super::error::{ApiError, Code};
 use super::limits::PAGE_ENTRIES_MAX;
 
@@ -13,7 +15,7 @@ impl Query {
         let mut parameters = Vec::new();
         for part in text.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let decode = |text: &str| percent_decode(&text.replace('+', " "));
+            let decode = |text: &str| percent_decode(&text.replace('+', " ")).map(Cow::into_owned);
             match (decode(name), decode(value)) {
                 (Some(name), Some(value)) => parameters.push((name, value)),
                 _ => {
@@ -66,7 +68,10 @@ pub(super) struct Page<'a> {
 }
 
 /// Decodes `%XX`; `None` when an escape is broken or the result is not UTF-8.
-pub(super) fn percent_decode(text: &str) -> Option<String> {
+pub(super) fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
+    }
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
@@ -78,7 +83,7 @@ pub(super) fn percent_decode(text: &str) -> Option<String> {
         let value = digit()? * 16 + digit()?;
         decoded.push(u8::try_from(value).ok()?);
     }
-    String::from_utf8(decoded).ok()
+    String::from_utf8(decoded).ok().map(Cow::Owned)
 }
 
 /// Encodes everything but the characters that need no thought in any part of a URL.

@@ -11,6 +11,14 @@ pub(super) struct Span {
 }
 
 impl Span {
+    /// The span in pieces of at most `bytes`.
+    pub(super) fn blocks(self, bytes: usize) -> impl Iterator<Item = Span> + Send {
+        (0..self.length).step_by(bytes).map(move |start| {
+            let length = (self.length - start).min(bytes as u64);
+            Span { offset: self.offset + start, length }
+        })
+    }
+
     /// As `Content-Range` writes it.
     pub(super) fn content_range(&self, size: u64) -> String {
         format!("bytes {}-{}/{size}", self.offset, self.offset + self.length - 1)
@@ -144,6 +152,17 @@ mod tests {
         }
         let many = format!("bytes={}", "0-0,".repeat(RANGES_MAX + 1));
         assert_eq!(select(&many, 2048), Selection::Whole);
+    }
+
+    #[test]
+    fn blocks_cover_a_span_once() {
+        let blocks = |offset, length| {
+            let blocks = Span { offset, length }.blocks(10);
+            blocks.map(|block| (block.offset, block.length)).collect::<Vec<_>>()
+        };
+        assert_eq!(blocks(7, 25), [(7, 10), (17, 10), (27, 5)]);
+        assert_eq!(blocks(7, 20), [(7, 10), (17, 10)]);
+        assert_eq!(blocks(7, 1), [(7, 1)]);
     }
 
     #[test]

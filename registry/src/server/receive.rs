@@ -6,18 +6,18 @@
 
 use std::time::Duration;
 
+use axum::body::{Body, BodyDataStream};
+use axum::http::StatusCode;
+use axum::http::header::{EXPECT, HeaderMap};
 use bytes::Bytes;
-use http_body_util::BodyExt;
-use hyper::StatusCode;
-use hyper::body::Incoming;
-use hyper::header::{EXPECT, HeaderMap};
+use futures_util::StreamExt;
 use rimg_formats::store::{Ingest, StoreError};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::State;
 use super::error::{ApiError, Code};
-use super::limits::{DRAIN_BYTES_MAX, DRAIN_TIMEOUT, WRITE_BATCH_BYTES};
+use super::limits::{DRAIN_BYTES_MAX, DRAIN_TIMEOUT, SMALL_DOCUMENT_BYTES, WRITE_BATCH_BYTES};
 use super::sessions::Writing;
 
 /// How many bytes a body may bring.
@@ -34,14 +34,15 @@ pub(super) struct Allowance {
 pub(super) async fn into_ingest(
     state: &State,
     ingest: Ingest,
-    mut body: Incoming,
+    body: Body,
     allowance: Allowance,
     writing: &Writing,
 ) -> (Option<Ingest>, Result<(), ApiError>) {
-    let mut intake = Intake { allowance, taken: 0, ended: None };
+    let mut intake = Intake { allowance, taken: 0, refused: false, ended: None };
     let mut writer = Writer { idle: Some(ingest), busy: None, failed: None };
     let mut batch = Batch::default();
     let idle = state.options.limits.body_idle;
+    let mut body = body.into_data_stream();
     loop {
         if writer.idle.is_some() && batch.is_ready(intake.ended.is_some()) {
             writer.start(state, batch.take()).await;
@@ -65,23 +66,19 @@ pub(super) async fn into_ingest(
         }
     }
     let outcome = intake.ended.unwrap_or(Ok(()));
+    // Whoever sends too much may still be writing.
+    if intake.refused {
+        drain(body).await;
+    }
     (writer.idle, outcome)
 }
 
 /// The next bytes of a body: `None` at its end.
-async fn next_bytes(body: &mut Incoming, idle: Duration) -> Result<Option<Bytes>, ApiError> {
-    loop {
-        let frame = timeout(idle, body.frame()).await.map_err(|_| stalled(idle))?;
-        let Some(frame) = frame else { return Ok(None) };
-        let frame = frame.map_err(|error| {
-            let message = format!("the body broke off: {error}");
-            ApiError::bad_request(Code::BlobUploadInvalid, message)
-        })?;
-        // Trailers carry nothing that the protocol knows.
-        if let Ok(bytes) = frame.into_data() {
-            return Ok(Some(bytes));
-        }
-    }
+async fn next_bytes(body: &mut BodyDataStream, idle: Duration) -> Result<Option<Bytes>, ApiError> {
+    let bytes = timeout(idle, body.next()).await.map_err(|_| stalled(idle))?;
+    bytes.transpose().map_err(|error| {
+        ApiError::bad_request(Code::BlobUploadInvalid, format!("the body broke off: {error}"))
+    })
 }
 
 fn stalled(limit: Duration) -> ApiError {
@@ -94,6 +91,8 @@ fn stalled(limit: Duration) -> ApiError {
 struct Intake {
     allowance: Allowance,
     taken: u64,
+    /// Whether the body brought more than it may.
+    refused: bool,
     ended: Option<Result<(), ApiError>>,
 }
 
@@ -127,6 +126,7 @@ impl Intake {
         let limit = self.allowance.exact.unwrap_or(u64::MAX).min(self.allowance.at_most);
         let room = limit - self.taken;
         if bytes.len() as u64 > room {
+            self.refused = true;
             self.ended = Some(Err(match self.allowance.exact {
                 Some(exact) if exact <= self.allowance.at_most => ApiError::bad_request(
                     Code::SizeInvalid,
@@ -210,19 +210,46 @@ impl Writer {
 /// Reads a whole document of at most `limit` bytes; `what` names it in the refusal.
 pub(super) async fn document(
     state: &State,
-    mut body: Incoming,
+    body: Body,
     limit: usize,
     what: &str,
 ) -> Result<Vec<u8>, ApiError> {
-    let mut document = Vec::new();
+    let mut body = body.into_data_stream();
+    let (mut document, mut place) = (Vec::new(), None);
     while let Some(bytes) = next_bytes(&mut body, state.options.limits.body_idle).await? {
-        if document.len() + bytes.len() > limit {
+        let length = document.len() + bytes.len();
+        if length > limit {
             drain(body).await;
             return Err(document_too_large(limit, what));
+        }
+        if length > SMALL_DOCUMENT_BYTES && place.is_none() {
+            match state.large_documents.try_acquire() {
+                Ok(free) => place = Some(free),
+                Err(_) => {
+                    drain(body).await;
+                    return Err(ApiError::too_many(
+                        "too many large documents at once; try again in a moment",
+                    ));
+                }
+            }
         }
         document.extend_from_slice(&bytes);
     }
     Ok(document)
+}
+
+/// Reads a body that the request has no use for. A broken one still refuses the request: whoever sends it does not
+/// speak HTTP as we do, and what would be read as the next request is not one.
+pub(super) async fn ignore(state: &State, headers: &HeaderMap, body: Body) -> Result<(), ApiError> {
+    if headers.contains_key(EXPECT) {
+        return Ok(());
+    }
+    let (mut body, mut ignored) = (body.into_data_stream(), 0);
+    while ignored <= DRAIN_BYTES_MAX {
+        let Some(bytes) = next_bytes(&mut body, state.options.limits.body_idle).await? else { break };
+        ignored += bytes.len();
+    }
+    Ok(())
 }
 
 /// 413 for a document.
@@ -233,11 +260,11 @@ pub(super) fn document_too_large(limit: usize, what: &str) -> ApiError {
 
 /// Reads some of a refused body, so that a client which is still writing gets to read the refusal instead of a
 /// reset connection.
-pub(super) async fn drain(mut body: Incoming) {
+async fn drain(mut body: BodyDataStream) {
     let reading = async {
         let mut drained = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            drained += frame.data_ref().map_or(0, Bytes::len);
+        while let Some(Ok(bytes)) = body.next().await {
+            drained += bytes.len();
             if drained > DRAIN_BYTES_MAX {
                 return;
             }
@@ -246,9 +273,10 @@ pub(super) async fn drain(mut body: Incoming) {
     let _ = timeout(DRAIN_TIMEOUT, reading).await;
 }
 
-/// As [`drain`], unless the client waits to be told to send its body: it has its answer before it begins.
-pub(super) async fn refuse_body(headers: &HeaderMap, body: Incoming) {
+/// Reads some of the body of a request that is refused by its head, unless the client waits to be told to send it:
+/// that one has its answer before it begins.
+pub(super) async fn refuse_body(headers: &HeaderMap, body: Body) {
     if !headers.contains_key(EXPECT) {
-        drain(body).await;
+        drain(body.into_data_stream()).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use rimg_formats::descriptor::Descriptor;
 use rimg_formats::digest::Digest;
 use rimg_formats::media_type::OCI_INDEX;
@@ -24,7 +24,8 @@ pub(super) async fn list(
     call: Call,
 ) -> Result<Reply, ApiError> {
     // Media types have no spaces but do have `+`, which careless clients send bare.
-    let filter = call.query.get("artifactType").map(|artifact_type| artifact_type.replace(' ', "+"));
+    let filter = call.query.get("artifactType").filter(|filter| !filter.is_empty());
+    let filter = filter.map(|filter| filter.replace(' ', "+"));
     let last: Option<Digest> = call.query.get("last").map(str::parse).transpose()?;
     let repository = ImageName::from(name.clone());
     let wanted = filter.clone();

@@ -12,7 +12,9 @@
 //! | `/v2/<name>/tags/list` | end-8 |
 //! | `/v2/<name>/referrers/<digest>` | end-12 |
 
-use hyper::StatusCode;
+use std::borrow::Cow;
+
+use axum::http::StatusCode;
 use rimg_formats::digest::Digest;
 use rimg_formats::reference::{RepositoryName, Tag};
 
@@ -51,13 +53,13 @@ impl Route {
             "/v2/_catalog" => return Ok(Route::Catalog),
             _ => path.strip_prefix("/v2/").ok_or_else(unknown)?,
         };
-        let segments: Option<Vec<String>> = rest.split('/').map(percent_decode).collect();
+        let segments: Option<Vec<Cow<'_, str>>> = rest.split('/').map(percent_decode).collect();
         let segments = segments.ok_or_else(unknown)?;
         // A decoded slash would move the borders that have just been found.
         if segments.iter().any(|segment| segment.contains('/')) {
             return Err(ApiError::bad_request(Code::NameInvalid, "a slash of the path must not be escaped"));
         }
-        let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+        let segments: Vec<&str> = segments.iter().map(Cow::as_ref).collect();
         match segments.as_slice() {
             [name @ .., "blobs", "uploads"] | [name @ .., "blobs", "uploads", ""] if !name.is_empty() => {
                 Ok(Route::UploadStart { name: repository(name)? })

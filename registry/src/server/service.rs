@@ -4,17 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::body::Incoming;
-use hyper::header::{
-    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, ORIGIN,
-    WARNING,
+use axum::Router;
+use axum::body::{Body, HttpBody as _};
+use axum::extract::{self, ConnectInfo, Request};
+use axum::http::header::{
+    ALLOW, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, ORIGIN, WARNING,
 };
-use hyper::{Method, Request, Response, StatusCode};
+use axum::http::{Method, StatusCode, request};
+use axum::response::{IntoResponse, Response};
 use rimg_formats::digest::Digest;
 
 use super::access::{self, Caller};
-use super::body::Body;
-use super::error::{ApiError, Code};
+use super::error::{ApiError, Cause, Code};
 use super::event::Event;
 use super::limits::{TARGET_BYTES_MAX, WARNING_BYTES_MAX};
 use super::query::Query;
@@ -22,7 +23,7 @@ use super::route::Route;
 use super::{ServerError, State, blobs, listings, manifests, receive, referrers, uploads};
 
 /// An answer.
-pub(super) type Reply = Response<Body>;
+pub(super) type Reply = Response;
 
 pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -37,14 +38,14 @@ pub(super) struct Call {
     pub(super) headers: HeaderMap,
     pub(super) query: Query,
     pub(super) caller: Caller,
-    pub(super) body: Incoming,
+    pub(super) body: Body,
 }
 
 impl Call {
     /// The length announced for the body; `None` when it is chunked. hyper has refused malformed and
     /// contradicting ones, and knows that a request with neither has no body.
     pub(super) fn content_length(&self) -> Option<u64> {
-        hyper::body::Body::size_hint(&self.body).exact()
+        self.body.size_hint().exact()
     }
 
     /// A header as text; one that is not is as good as absent.
@@ -53,32 +54,38 @@ impl Call {
     }
 }
 
+/// The service: one handler for every path.
+pub(super) fn router(state: Arc<State>) -> Router {
+    Router::new().fallback(respond).with_state(state)
+}
+
 /// Answers a request. Never fails: a failure is an answer too.
-pub(super) async fn respond(state: Arc<State>, peer: SocketAddr, request: Request<Incoming>) -> Reply {
+async fn respond(
+    extract::State(state): extract::State<Arc<State>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Reply {
     let started = Instant::now();
     let observed = state.options.observer.is_some().then(|| Observed::of(peer, &request));
-    let (reply, cause) = match handle(&state, peer, request).await {
-        Ok(reply) => (reply, None),
-        Err(error) => refuse(error),
-    };
-    let reply = dress(&state, reply);
+    let mut reply = handle(&state, peer, request).await.into_response();
+    dress(&state, reply.headers_mut());
     if let Some(observed) = observed {
+        let cause = reply.extensions_mut().remove::<Cause>().map(|Cause(cause)| cause);
         state.notify(|| observed.event(reply.status(), started.elapsed(), cause));
     }
     reply
 }
 
-async fn handle(state: &Arc<State>, peer: SocketAddr, request: Request<Incoming>) -> Result<Reply, ApiError> {
+async fn handle(state: &Arc<State>, peer: SocketAddr, request: Request) -> Result<Reply, ApiError> {
     let (parts, body) = request.into_parts();
-    let checked = check(state, peer, &parts);
-    match checked {
+    match check(state, peer, &parts) {
         Ok((route, query, caller)) => {
             let (method, headers) = (parts.method, parts.headers);
             dispatch(state, route, Call { method, headers, query, caller, body }).await
         }
-        Err(error) => {
-            receive::drain(body).await;
-            Err(error)
+        Err(refused) => {
+            receive::refuse_body(&parts.headers, body).await;
+            Err(refused)
         }
     }
 }
@@ -87,7 +94,7 @@ async fn handle(state: &Arc<State>, peer: SocketAddr, request: Request<Incoming>
 fn check(
     state: &State,
     peer: SocketAddr,
-    parts: &hyper::http::request::Parts,
+    parts: &request::Parts,
 ) -> Result<(Route, Query, Caller), ApiError> {
     if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_BYTES_MAX) {
         return Err(ApiError::new(StatusCode::URI_TOO_LONG, Code::NameInvalid, "the URL is too long"));
@@ -140,29 +147,13 @@ async fn dispatch(state: &Arc<State>, route: Route, call: Call) -> Result<Reply,
     }
 }
 
-/// The answer that words `error`, and what only the owner is told.
-fn refuse(error: ApiError) -> (Reply, Option<String>) {
-    let mut reply = json(error.body());
-    *reply.status_mut() = error.status;
-    reply.headers_mut().extend(error.headers);
-    (reply, error.cause)
-}
-
 /// Adds what every answer carries. Blobs are strangers' bytes: no browser is to guess what they are.
-fn dress(state: &State, mut reply: Reply) -> Reply {
-    let length = hyper::body::Body::size_hint(reply.body()).exact();
-    let headers = reply.headers_mut();
+fn dress(state: &State, headers: &mut HeaderMap) {
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     headers.insert(NOSNIFF, HeaderValue::from_static("nosniff"));
     for warning in &state.warnings {
         headers.append(WARNING, warning.clone());
     }
-    if let Some(length) = length
-        && !headers.contains_key(CONTENT_LENGTH)
-    {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-    }
-    reply
 }
 
 /// Words warnings as headers: `299 - "text"` (distribution-spec, *Warnings*).
@@ -179,18 +170,9 @@ pub(super) fn warnings(texts: &[String]) -> Result<Vec<HeaderValue>, ServerError
     texts.iter().map(word).collect()
 }
 
-/// An empty answer.
-pub(super) fn empty(status: StatusCode) -> Reply {
-    let mut reply = Response::new(Body::Empty);
-    *reply.status_mut() = status;
-    reply
-}
-
 /// A 200 with a JSON document.
 pub(super) fn json(document: Vec<u8>) -> Reply {
-    let mut reply = Response::new(Body::from(document));
-    reply.headers_mut().insert(CONTENT_TYPE, JSON);
-    reply
+    ([(CONTENT_TYPE, JSON)], document).into_response()
 }
 
 /// Sets `Location`. Relative to the host, so that it is right behind any proxy.
@@ -219,7 +201,7 @@ struct Observed {
 }
 
 impl Observed {
-    fn of(peer: SocketAddr, request: &Request<Incoming>) -> Observed {
+    fn of(peer: SocketAddr, request: &Request) -> Observed {
         let target = request.uri().path_and_query().map_or("", |target| target.as_str());
         let target = target.chars().take(SHOWN_TARGET_CHARS_MAX).collect();
         Observed { peer, method: request.method().to_string(), target }

@@ -6,20 +6,20 @@
 
 use std::sync::Arc;
 
-use hyper::StatusCode;
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_RANGE, HeaderName, HeaderValue, LOCATION, RANGE};
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_RANGE, HeaderName, HeaderValue, LOCATION, RANGE};
+use axum::response::IntoResponse;
 use rimg_formats::digest::{Algorithm, Digest};
 use rimg_formats::reference::{ImageName, RepositoryName};
 use rimg_formats::store::{Expect, Ingest, Repository, Store, StoreError, UploadId};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::State;
-use super::access::Action;
+use super::access::{Action, Caller};
 use super::error::{ApiError, Code};
 use super::range::{self, Chunk};
 use super::receive::{self, Allowance};
-use super::service::{Call, Reply, empty, set_digest, set_location};
+use super::service::{Call, Reply, set_digest, set_location};
 
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
@@ -30,11 +30,17 @@ pub(super) async fn start(state: &Arc<State>, name: RepositoryName, call: Call) 
             receive::refuse_body(&call.headers, call.body).await;
             Err(refused)
         }
-        Ok(Start::Mount { digest, source }) => match mount(state, &name, digest, source, &call).await? {
-            Some(reply) => Ok(reply),
-            None => open(state, name, digest.algorithm()).await,
-        },
-        Ok(Start::Session(algorithm)) => open(state, name, algorithm).await,
+        Ok(Start::Mount { digest, source }) => {
+            receive::ignore(state, &call.headers, call.body).await?;
+            match mount(state, &name, digest, source, &call.caller).await? {
+                Some(reply) => Ok(reply),
+                None => open(state, name, digest.algorithm()).await,
+            }
+        }
+        Ok(Start::Session(algorithm)) => {
+            receive::ignore(state, &call.headers, call.body).await?;
+            open(state, name, algorithm).await
+        }
         Ok(Start::Whole(digest)) => {
             in_task(state, call, |state, call, place| receive_whole(state, name, digest, call, place)).await
         }
@@ -73,7 +79,7 @@ async fn mount(
     name: &RepositoryName,
     digest: Digest,
     source: Option<RepositoryName>,
-    call: &Call,
+    caller: &Caller,
 ) -> Result<Option<Reply>, ApiError> {
     let sources = match source {
         Some(source) => vec![source],
@@ -81,7 +87,7 @@ async fn mount(
         None => state.run(move |store| readable_sources(store, &digest)).await?,
     };
     for source in sources {
-        if !call.caller.may(Action::Pull, &source) {
+        if !caller.may(Action::Pull, &source) {
             continue;
         }
         let target = ImageName::from(name.clone());
@@ -187,7 +193,7 @@ pub(super) async fn cancel(state: &Arc<State>, name: RepositoryName, id: String)
     let id = parse_id(&id)?;
     let repository = ImageName::from(name);
     state.run(move |store| store.repository(&repository).resume(&id)?.cancel()).await?;
-    Ok(empty(StatusCode::NO_CONTENT))
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// Runs the part of a request that brings bytes as a task of its own.
@@ -329,9 +335,8 @@ async fn fill(
     call: Call,
     allowance: Allowance,
 ) -> Result<(Ingest, Result<(), ApiError>), ApiError> {
-    let body: Incoming = call.body;
     let writing = state.sessions.enter(&ingest);
-    match receive::into_ingest(state, ingest, body, allowance, &writing).await {
+    match receive::into_ingest(state, ingest, call.body, allowance, &writing).await {
         (Some(ingest), outcome) => Ok((ingest, outcome)),
         (None, outcome) => Err(outcome.err().unwrap_or_else(|| ApiError::internal("an ingest was lost"))),
     }
@@ -347,7 +352,7 @@ fn unknown() -> ApiError {
 
 /// 201 for a blob.
 fn created(name: &RepositoryName, digest: &Digest) -> Reply {
-    let mut reply = empty(StatusCode::CREATED);
+    let mut reply = StatusCode::CREATED.into_response();
     set_location(&mut reply, &format!("/v2/{name}/blobs/{digest}"));
     set_digest(&mut reply, digest);
     reply
@@ -355,7 +360,7 @@ fn created(name: &RepositoryName, digest: &Digest) -> Reply {
 
 /// An answer that says where a session stands.
 fn progress(status: StatusCode, name: &RepositoryName, id: &UploadId, length: u64) -> Reply {
-    let mut reply = empty(status);
+    let mut reply = status.into_response();
     for (header, value) in place(name, id, length) {
         reply.headers_mut().insert(header, value);
     }

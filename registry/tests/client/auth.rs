@@ -200,7 +200,7 @@ fn realms_that_lead_astray_are_not_asked() {
 #[test]
 fn mounting_asks_for_both_repositories() {
     let fake = guarded(|_| false, |_| Answer::status(403));
-    let repository = fake.repository().mounting_from(["base".parse().unwrap()]);
+    let repository = fake.repository().mounting_from(|_| vec!["base".parse().unwrap()]);
     assert!(repository.has_blob(&descriptor(b"x")).is_err());
     // The check already needs to push; the mount would need `base` besides.
     let asked = fake.log().into_iter().find(|line| line.contains("/token")).unwrap();
@@ -229,6 +229,40 @@ fn authorization_does_not_follow_a_redirect_to_another_host() {
     std::io::Read::read_to_string(&mut reader, &mut layer).unwrap();
     assert_eq!(layer, "layer");
     assert_eq!(elsewhere.log(), ["GET /bucket?X-Signature=1"]);
+}
+
+/// A storage server that a download leads to is no part of the registry: it may not name a token server.
+#[test]
+fn a_challenge_from_another_host_is_not_answered() {
+    let astray = Fake::start(|asked| {
+        let realm = format!("http://{}/token", asked.header("host"));
+        match asked.target.starts_with("/token") {
+            true => Answer::ok(r#"{"token":"t"}"#),
+            false => Answer::status(401).with("www-authenticate", format!("Bearer realm=\"{realm}\"")),
+        }
+    });
+    let storage = format!("http://{}/bucket", astray.address);
+    let fake = Fake::start(move |asked| match asked.header("authorization") == basic() {
+        true => Answer::status(307).with("location", &storage),
+        false => Answer::status(401).with("www-authenticate", "Basic"),
+    });
+    let repository = with_credential(&fake, me());
+    for _ in 0..2 {
+        let error = repository.open_blob(&descriptor(b"layer"), 0).err().unwrap();
+        assert!(matches!(error, ClientError::Unauthorized { .. }), "{error}");
+    }
+    assert_eq!(astray.log(), ["GET /bucket", "GET /bucket"]);
+}
+
+#[test]
+fn an_identity_token_does_not_follow_a_redirect_to_another_host() {
+    let elsewhere = Fake::start(|_| Answer::ok(r#"{"access_token":"access"}"#));
+    let location = format!("http://{}/token", elsewhere.address);
+    let fake = guarded(|_| false, move |_| Answer::status(307).with("location", &location));
+    let identity = Credential::IdentityToken(Secret::new("secret"));
+    let error = with_credential(&fake, identity).manifest_by_tag(&Tag::latest()).unwrap_err();
+    assert!(error.to_string().contains("redirects a secret"), "{error}");
+    assert_eq!(elsewhere.log().len(), 0);
 }
 
 #[test]

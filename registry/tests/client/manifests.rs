@@ -9,7 +9,7 @@ use rimg_formats::digest::Digest;
 use rimg_formats::manifest::{Index, Manifest};
 use rimg_formats::media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
 use rimg_formats::reference::Tag;
-use rimg_registry::client::ClientError;
+use rimg_registry::client::{Client, ClientError, ClientOptions, PlainHttp};
 
 use crate::fake::{Answer, Fake, options};
 
@@ -248,7 +248,7 @@ fn deleting_names_the_version() {
 fn nobody_listening_is_an_error_that_names_the_host() {
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let reference = format!("{address}/app").parse().unwrap();
-    let client = rimg_registry::client::Client::new(options());
+    let client = Client::new(options());
     let error = client.repository(&reference).manifest_by_tag(&Tag::latest()).unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains(&address.to_string()), "{error}");
@@ -256,7 +256,6 @@ fn nobody_listening_is_an_error_that_names_the_host() {
 
 #[test]
 fn plain_http_where_tls_is_expected_is_named_as_such() {
-    use rimg_registry::client::{Client, ClientOptions, PlainHttp};
     // A certificate folder for the host makes even a registry on this machine one that must speak TLS.
     let folder = tempfile::tempdir().unwrap();
     let fake = Fake::saying(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
@@ -270,8 +269,22 @@ fn plain_http_where_tls_is_expected_is_named_as_such() {
 }
 
 #[test]
+fn a_registry_that_never_answers_is_given_up() {
+    let fake = Fake::start(|_| {
+        loop {
+            std::thread::park();
+        }
+    });
+    for plain_http in [PlainHttp::Loopback, PlainHttp::Always] {
+        let idle_timeout = Duration::from_millis(20);
+        let client = Client::new(ClientOptions { plain_http, idle_timeout, ..options() });
+        let error = client.repository(&fake.reference()).manifest_by_tag(&Tag::latest()).unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+    }
+}
+
+#[test]
 fn a_registry_on_this_machine_is_asked_in_the_clear_first() {
-    use rimg_registry::client::{Client, ClientOptions, PlainHttp};
     let loopback = || ClientOptions { plain_http: PlainHttp::Loopback, ..options() };
     let fake = Fake::start(|_| manifest());
     Client::new(loopback()).repository(&fake.reference()).manifest_by_tag(&Tag::latest()).unwrap();

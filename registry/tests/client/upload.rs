@@ -271,7 +271,8 @@ fn a_mount_saves_the_bytes() {
         "HEAD" => Answer::status(404),
         _ => Answer::status(201).with("location", "/v2/app/blobs/x"),
     });
-    let repository = fake.repository().mounting_from(["app".parse().unwrap(), "base/os".parse().unwrap()]);
+    let repository =
+        fake.repository().mounting_from(|_| vec!["app".parse().unwrap(), "base/os".parse().unwrap()]);
     let blob = descriptor(b"layer");
     assert!(repository.has_blob(&blob).unwrap());
     let hex = blob.digest.hex();
@@ -283,7 +284,7 @@ fn a_mount_saves_the_bytes() {
 fn a_declined_mount_is_an_open_upload() {
     let (fake, received) = registry(|_, _| None);
     let content = content();
-    let repository = fake.repository().mounting_from(["base".parse().unwrap()]);
+    let repository = fake.repository().mounting_from(|_| vec!["base".parse().unwrap()]);
     assert!(!repository.has_blob(&descriptor(&content)).unwrap());
     push(&repository, &content).unwrap();
     assert_eq!(received.lock().unwrap().sessions, 1);
@@ -293,7 +294,7 @@ fn a_declined_mount_is_an_open_upload() {
 #[test]
 fn a_refused_mount_does_not_stop_a_push() {
     let (fake, received) = registry(|asked, _| asked.target.contains("mount=").then(|| Answer::status(403)));
-    let repository = fake.repository().mounting_from(["base".parse().unwrap()]);
+    let repository = fake.repository().mounting_from(|_| vec!["base".parse().unwrap()]);
     assert!(!repository.has_blob(&descriptor(b"x")).unwrap());
     push(&repository, b"x").unwrap();
     assert!(received.lock().unwrap().done.is_some());

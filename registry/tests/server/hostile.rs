@@ -7,7 +7,7 @@ use std::time::Duration;
 use rimg_formats::digest::Digest;
 use rimg_registry::server::{Decision, Event};
 
-use crate::harness::{Registry, read_answer};
+use crate::harness::{OCI_MANIFEST, Registry, read_answer};
 
 #[test]
 fn the_base() {
@@ -94,6 +94,8 @@ fn broken_http() {
         "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n".to_owned(),
         "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"
             .to_owned(),
+        "POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n"
+            .to_owned(),
         format!("GET /v2/ HTTP/1.1\r\nHost: x\r\n{many_headers}\r\n"),
         format!("GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "y".repeat(1 << 20)),
     ];
@@ -124,9 +126,22 @@ fn a_refused_body_is_read_far_enough_to_deliver_the_refusal() {
 #[test]
 fn expectations_are_answered_before_the_body() {
     let registry = Registry::start();
-    let head = "PUT /v2/a/blobs/uploads/unknown?digest=sha256:bad HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000000\r\n\r\n";
-    let answer = registry.send_raw(head.as_bytes());
-    assert_eq!(answer.refusal(), (400, "DIGEST_INVALID".to_owned()));
+    for (line, refusal) in [
+        ("PUT /v2/a/blobs/uploads/unknown?digest=sha256:bad", (400, "DIGEST_INVALID")),
+        ("PUT /v2/a/tags/list", (405, "UNSUPPORTED")),
+        ("PUT /v2/UPPER/manifests/v1", (400, "NAME_INVALID")),
+    ] {
+        let head = format!(
+            "{line} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000000\r\n\r\n"
+        );
+        // Not shut down for writing: whoever waits to be told to go on keeps the connection open.
+        let mut stream = registry.connect();
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).unwrap();
+        assert_eq!(std::str::from_utf8(&start).unwrap(), format!("HTTP/1.1 {}", refusal.0), "{line}");
+        assert_eq!(registry.send_raw(head.as_bytes()).refusal(), (refusal.0, refusal.1.to_owned()), "{line}");
+    }
 }
 
 #[test]
@@ -178,6 +193,36 @@ fn silence_ends_a_request() {
         // The end of the stream, or a reset: either way the server has let go.
         let _ = stream.read_to_end(&mut rest);
     }
+}
+
+/// Manifests that never end must not fill the memory: only so many may grow large at once.
+#[test]
+fn large_documents_at_once_are_bounded() {
+    let registry = Registry::start();
+    let mut endless = Vec::new();
+    for _ in 0..32 {
+        let mut stream = registry.connect();
+        stream
+            .write_all(b"PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\n")
+            .unwrap();
+        stream.write_all(&[b' '; 100_000]).unwrap();
+        endless.push(stream);
+    }
+    let large = [b' '; 100_000];
+    let until = |expected: u16| {
+        for _ in 0..2000 {
+            if registry.put_manifest("a", "v1", OCI_MANIFEST, &large).status == expected {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("never answered {expected}");
+    };
+    until(429);
+    assert_eq!(registry.put_manifest("a", "v1", OCI_MANIFEST, b"small").status, 400);
+    registry.push_image("a", "v1");
+    drop(endless);
+    until(400);
 }
 
 #[test]

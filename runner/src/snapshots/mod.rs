@@ -3,13 +3,15 @@
 //! ```text
 //! snapshots/<hex>            a layer's tree, by the digest of its uncompressed tar; complete, never changed
 //! snapshots/<hex>-squashed   the same for a user without subordinate ids: every file is that user's
-//! snapshots/<hex>.boot       the tree was not synced to disk yet: it is good until the machine starts again
-//! snapshots/.new-<pid>-<n>   a tree being made; locked by its maker, so that a dead maker's can be told and removed
+//! snapshots/<hex>.boot       when it was made: a boot's id; the tree is good until the machine starts again
+//! snapshots/.new-<pid>-<n>   a tree being made or removed; locked by its maker, so that a dead maker's can be told
+//! snapshots/.lock            held while a tree appears or goes
 //! ```
 //!
-//! A snapshot appears by one rename, after its bytes are durable or with a `.boot` mark beside it, so whatever is found
-//! under a digest is whole. All of it can be made again from the layer blobs. The folder is closed to other users:
-//! images contain set-user-ID programs.
+//! A snapshot appears by one rename, so whatever is found under a digest is whole, as long as the machine runs. Its
+//! bytes are not synced: that would write out what the whole file system has waiting, and all of it can be made again
+//! from the layer blobs. After the next start of the machine nobody can tell whether it was, so it is made again then.
+//! The folder is closed to other users: images contain set-user-ID programs.
 //!
 //! [`apply`] unpacks layers, [`changes`] reads back what a container changed.
 
@@ -25,17 +27,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rimg_formats::digest::DiffId;
 use rimg_formats::layer::{LayerError, LayerReader, Limits, Mtime};
 use rimg_formats::root_dir::{Directory, RootDir};
-use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use apply::{ApplyError, Skipped};
 use changes::Changes;
 
 /// The prefix of trees being made.
 const UNFINISHED_PREFIX: &str = ".new-";
-/// The suffix of marks of trees that are good for this boot only.
+/// The suffix of the marks that tell the boot a tree was made in.
 const BOOT_SUFFIX: &str = ".boot";
 /// The suffix of trees whose files all belong to one user.
 const SQUASHED_SUFFIX: &str = "-squashed";
+/// The name of the lock file.
+const LOCK_NAME: &str = ".lock";
+/// Where the kernel tells the boot's id.
+const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Whose the unpacked files are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,15 +113,15 @@ impl Snapshots {
             rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| at("open", path)(errno.into()))?;
         rustix::fs::flock(&folder, FlockOperation::LockShared)
             .map_err(|errno| at("lock", path)(errno.into()))?;
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let boot_id = std::fs::read_to_string(BOOT_ID_PATH).map_err(at("read", Path::new(BOOT_ID_PATH)))?;
         Ok(Snapshots { path: path.to_owned(), folder: Directory::from_fd(folder), owners, boot_id })
     }
 
     /// The tree of a layer, if it was made before.
     pub fn get(&self, layer: &DiffId) -> Option<PathBuf> {
         let name = self.name(layer);
-        self.folder.stat(name.as_bytes()).ok()?;
-        if self.good_for_this_boot(&name) { Some(self.path.join(name)) } else { None }
+        let exists = self.folder.stat(name.as_bytes()).is_ok();
+        (exists && self.is_of_this_boot(&name)).then(|| self.path.join(name))
     }
 
     /// The tree of a layer, unpacked from `open` unless it is there already. `open` gives the layer's verified bytes,
@@ -133,15 +139,12 @@ impl Snapshots {
             return Ok((path, Skipped::default()));
         }
         let name = self.name(layer);
-        self.forget(&name)?;
         let unfinished = self.begin()?;
         let failed = |source| SnapshotError::Apply { layer: *layer, source };
         let input = open().map_err(|error| failed(ApplyError::Layer(LayerError::Read(error))))?;
         let mut reader = LayerReader::new(input, limits).map_err(|error| failed(error.into()))?;
         let skipped = apply::apply(&mut reader, &unfinished.tree, self.owners).map_err(failed)?;
-        rustix::fs::syncfs(&unfinished._lock).map_err(|errno| at("sync", &self.path)(errno.into()))?;
-        unfinished.publish(&name)?;
-        Ok((self.path.join(name), skipped))
+        Ok((self.publish(&self.path.join(&unfinished.name), &name)?, skipped))
     }
 
     /// Makes the changed files in `upper`, an overlay's upper directory in a folder on the same file system, the tree
@@ -157,28 +160,44 @@ impl Snapshots {
         layer: &DiffId,
         mtime: Option<Mtime>,
     ) -> Result<PathBuf, SnapshotError> {
-        let name = self.name(layer);
-        let path = self.path.join(&name);
-        if self.get(layer).is_some() {
+        if let Some(path) = self.get(layer) {
             return Ok(path);
         }
-        self.forget(&name)?;
         if let Some(mtime) = mtime {
             changes.set_times(mtime).map_err(at("set times below", upper))?;
         }
-        // The mark comes first: whoever finds the tree without it would trust it after a power cut.
+        self.publish(upper, &self.name(layer))
+    }
+
+    /// Gives the finished `tree` the name it is found by. When somebody else made the same meanwhile, that one stays.
+    fn publish(&self, tree: &Path, name: &str) -> Result<PathBuf, SnapshotError> {
+        let path = self.path.join(name);
+        let lock = self.lock()?;
+        if self.is_of_this_boot(name) && self.folder.stat(name.as_bytes()).is_ok() {
+            return Ok(path);
+        }
+        // A tree of an earlier boot gives way: into a name of its own, since removing it takes long.
+        let earlier = self.begin()?;
+        match std::fs::rename(&path, self.path.join(&earlier.name).join("earlier")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at("move", &path)(error)),
+            _ => {}
+        }
+        // The mark comes first: without it nobody uses the tree, and the old mark would make it one to be removed.
         let mark = self.path.join(format!("{name}{BOOT_SUFFIX}"));
         std::fs::write(&mark, &self.boot_id).map_err(at("write", &mark))?;
-        match rustix::fs::renameat_with(
-            rustix::fs::CWD,
-            upper,
-            rustix::fs::CWD,
-            &path,
-            RenameFlags::NOREPLACE,
-        ) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(path),
-            Err(errno) => Err(at("move", upper)(errno.into())),
-        }
+        std::fs::rename(tree, &path).map_err(at("move", tree))?;
+        drop(lock);
+        drop(earlier);
+        Ok(path)
+    }
+
+    /// Held while trees appear and go, so that nobody takes a new tree for the old one of its name.
+    fn lock(&self) -> Result<File, SnapshotError> {
+        let path = self.path.join(LOCK_NAME);
+        let lock = File::options().create(true).append(true).open(&path).map_err(at("open", &path))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|errno| at("lock", &path)(errno.into()))?;
+        Ok(lock)
     }
 
     /// Removes trees of layers that `wanted` does not name, and what dead makers left. Returns how many; `None`, and
@@ -198,6 +217,9 @@ impl Snapshots {
         let mut removed = 0;
         for name in self.folder.names().map_err(at("list", &self.path))? {
             let Ok(name) = String::from_utf8(name) else { continue };
+            if name == LOCK_NAME {
+                continue;
+            }
             let hex = name.trim_end_matches(BOOT_SUFFIX).trim_end_matches(SQUASHED_SUFFIX);
             let unneeded = match name.starts_with(UNFINISHED_PREFIX) {
                 true => !self.is_being_made(&name),
@@ -226,22 +248,10 @@ impl Snapshots {
         format!("{}{suffix}", layer.digest().hex())
     }
 
-    /// Whether a tree may be used: it has no mark, or this boot's.
-    fn good_for_this_boot(&self, name: &str) -> bool {
-        match std::fs::read_to_string(self.path.join(format!("{name}{BOOT_SUFFIX}"))) {
-            Ok(boot_id) => !boot_id.is_empty() && boot_id == self.boot_id,
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
-        }
-    }
-
-    /// Removes a tree that is not good any more. Only trees of an earlier boot are, so nobody uses it.
-    fn forget(&self, name: &str) -> Result<(), SnapshotError> {
-        if self.folder.stat(name.as_bytes()).is_ok() && !self.good_for_this_boot(name) {
-            self.folder.remove(name.as_bytes()).map_err(at("remove", &self.path.join(name)))?;
-            let mark = format!("{name}{BOOT_SUFFIX}");
-            self.folder.remove(mark.as_bytes()).map_err(at("remove", &self.path.join(&mark)))?;
-        }
-        Ok(())
+    /// Whether the tree of this name, if there is one, was made since the machine started.
+    fn is_of_this_boot(&self, name: &str) -> bool {
+        let mark = std::fs::read_to_string(self.path.join(format!("{name}{BOOT_SUFFIX}")));
+        mark.is_ok_and(|boot_id| boot_id == self.boot_id)
     }
 
     fn begin(&self) -> Result<Unfinished<'_>, SnapshotError> {
@@ -266,17 +276,6 @@ impl Snapshots {
     fn is_being_made(&self, name: &str) -> bool {
         let Ok(folder) = File::open(self.path.join(name)) else { return false };
         rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err()
-    }
-}
-
-impl Unfinished<'_> {
-    /// Gives the tree its name. When somebody else made the same meanwhile, that one stays.
-    fn publish(self, name: &str) -> Result<(), SnapshotError> {
-        let folder = &self.snapshots.folder;
-        match folder.rename(self.name.as_bytes(), folder, name.as_bytes()) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            result => result.map_err(at("rename", &self.snapshots.path.join(&self.name))),
-        }
     }
 }
 
