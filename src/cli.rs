@@ -22,15 +22,17 @@ pub(crate) struct Cli {
 /// Flags that every command takes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Globals {
-    /// Where images, caches and containers are kept [default: /var/lib/rimg for root, else $XDG_DATA_HOME/rimg]
-    #[arg(long, global = true, env = "RIMG_ROOT", value_name = "DIR", help_heading = "Global options")]
+    /// Where images, caches and containers are kept [env: RIMG_ROOT] [default: /var/lib/rimg for root, else
+    /// $XDG_DATA_HOME/rimg]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub(crate) root: Option<PathBuf>,
-    /// How lists and details are printed
+    /// How lists and details are printed: table for people, json for programs
     #[arg(
         long,
         global = true,
         value_enum,
         default_value_t,
+        hide_possible_values = true,
         value_name = "FORMAT",
         help_heading = "Global options"
     )]

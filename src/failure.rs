@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::io;
 
+use rimg_formats::store::StoreError;
+
 /// What went wrong, for whom, and what to do next.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -29,9 +31,9 @@ enum Kind {
 }
 
 /// The exit code of a wrong command line, as clap gives it.
-const USAGE_EXIT: u8 = 2;
+pub(crate) const USAGE_EXIT: u8 = 2;
 /// The exit code of `docker run` when the container could not be made.
-const CONTAINER_EXIT: u8 = 125;
+pub(crate) const CONTAINER_EXIT: u8 = 125;
 
 impl Failure {
     /// A command that could not do what was asked.
@@ -49,9 +51,10 @@ impl Failure {
         Failure { kind: Kind::Told(exit_code), ..Failure::new("") }
     }
 
-    /// The same failure, of a container that could not be set up.
+    /// The same failure, of a container that could not be set up. A wrong command line is one of them, as for docker:
+    /// 2 would be taken for the exit code of the container's process.
     pub(crate) fn of_container(mut self) -> Failure {
-        if self.kind == Kind::Command {
+        if matches!(self.kind, Kind::Command | Kind::Usage) {
             self.kind = Kind::Container;
         }
         self
@@ -91,9 +94,10 @@ impl Failure {
     }
 }
 
-/// Every library error becomes a command's failure with its whole chain of causes.
-impl<E: std::error::Error> From<E> for Failure {
+/// Every library error becomes a command's failure with its whole chain of causes, and what is known to help.
+impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Failure {
+        let hint = next_act(&error);
         let mut message = error.to_string();
         let mut cause = error.source();
         while let Some(inner) = cause {
@@ -104,8 +108,24 @@ impl<E: std::error::Error> From<E> for Failure {
             }
             cause = inner.source();
         }
-        Failure::new(message)
+        Failure { hints: hint.map(str::to_owned).into_iter().collect(), ..Failure::new(message) }
     }
+}
+
+/// What to do about an error that any command may meet. Messages that say it themselves get no hint.
+fn next_act(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let mut cause = Some(error);
+    while let Some(inner) = cause {
+        if let Some(StoreError::ImageUnknown(_)) = inner.downcast_ref() {
+            return Some("`rimg images` lists what is here, `rimg pull` fetches an image from a registry");
+        }
+        let kind = inner.downcast_ref::<io::Error>().map(io::Error::kind);
+        if kind == Some(io::ErrorKind::StorageFull) || kind == Some(io::ErrorKind::QuotaExceeded) {
+            return Some("`rimg prune` frees space in the store; `--root DIR` names another place for it");
+        }
+        cause = inner.source();
+    }
+    None
 }
 
 /// What printing to standard output can end in.
@@ -137,6 +157,7 @@ mod tests {
         assert_eq!(Failure::new("x").report().0, 1);
         assert_eq!(Failure::usage("x").report().0, 2);
         assert_eq!(Failure::new("x").of_container().report().0, 125);
+        assert_eq!(Failure::usage("x").of_container().report().0, 125);
         assert_eq!(Failure::told(7).report(), (7, None));
         let pipe = printing(io::ErrorKind::BrokenPipe.into());
         assert_eq!(pipe.report(), (0, None));

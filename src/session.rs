@@ -1,5 +1,8 @@
 //! What every command starts from: the store it works on and the flags it was given.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rimg_formats::store::Store;
@@ -9,6 +12,9 @@ use crate::failure::{Context, Failure};
 
 /// Where root keeps its store.
 const SYSTEM_ROOT: &str = "/var/lib/rimg";
+/// Names the store where `--root` does not. It is read here and not by the parser, whose usage lines would then show
+/// `--root` as if it had been typed.
+const ROOT_VARIABLE: &str = "RIMG_ROOT";
 
 /// The setting of one invocation.
 pub(crate) struct Session {
@@ -29,6 +35,9 @@ impl Session {
     pub(crate) fn root(&self) -> Result<PathBuf, Failure> {
         if let Some(root) = &self.globals.root {
             return Ok(root.clone());
+        }
+        if let Some(root) = std::env::var_os(ROOT_VARIABLE).filter(|root| !root.is_empty()) {
+            return Ok(PathBuf::from(root));
         }
         if rustix::process::geteuid().is_root() {
             return Ok(PathBuf::from(SYSTEM_ROOT));
@@ -51,5 +60,38 @@ impl Session {
 }
 
 fn open(root: &Path) -> Result<Store, Failure> {
-    Store::open(root).context(format!("failed to open the store {}", root.display()))
+    let opened = Store::open(root).context(format!("failed to open the store {}", root.display()));
+    opened.map_err(|failure| match unusable(root) {
+        Some(why) => failure.hint(why),
+        None => failure,
+    })
+}
+
+/// Why this user cannot keep a store in `root`, where looking at the folder tells, and what to do.
+fn unusable(root: &Path) -> Option<String> {
+    const ELSEWHERE: &str = "name another folder with --root DIR or RIMG_ROOT";
+    let shown = root.display();
+    let existing = root.ancestors().find(|folder| !folder.as_os_str().is_empty() && folder.exists());
+    let existing = existing.unwrap_or(Path::new("."));
+    let metadata = match fs::metadata(existing) {
+        Ok(metadata) if metadata.is_dir() => metadata,
+        Ok(_) => return Some(format!("{} is not a folder; {ELSEWHERE}", existing.display())),
+        Err(_) => return Some(ELSEWHERE.to_owned()),
+    };
+    let me = rustix::process::geteuid().as_raw();
+    match rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).map_err(io::Error::from) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            Some(format!("{shown} is on a read-only file system; {ELSEWHERE}"))
+        }
+        Err(_) if existing == root => {
+            Some(format!("{shown} belongs to user {}, you are user {me}; {ELSEWHERE}", metadata.uid()))
+        }
+        Err(_) => Some(format!("you may not create folders in {}; {ELSEWHERE}", existing.display())),
+        Ok(()) if me != 0 && metadata.uid() != me => Some(format!(
+            "{} belongs to user {}, you are user {me}; {ELSEWHERE}",
+            existing.display(),
+            metadata.uid()
+        )),
+        Ok(()) => None,
+    }
 }

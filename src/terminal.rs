@@ -25,11 +25,26 @@ pub(crate) fn note(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
+/// Whether standard error is a terminal on which lines can be drawn again.
+pub(crate) fn live_on_stderr() -> bool {
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    !dumb && io::stderr().is_terminal()
+}
+
 /// Whether standard error is a terminal that wants colour (<https://no-color.org>).
 pub(crate) fn colour_on_stderr() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    !refused && !dumb && io::stderr().is_terminal()
+    !refused && live_on_stderr()
+}
+
+/// `text` in at most `chars_max` characters, the last of them an ellipsis if anything is missing.
+pub(crate) fn shortened(text: &str, chars_max: usize) -> String {
+    if text.chars().count() <= chars_max {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(chars_max.saturating_sub(1)).collect();
+    short.push('…');
+    short
 }
 
 /// Text from a stranger, made harmless for a terminal: control characters are shown, not obeyed.
@@ -71,6 +86,14 @@ mod tests {
         let rows =
             vec![vec!["a".to_owned(), "long cell".to_owned()], vec!["wide one".to_owned(), String::new()]];
         assert_eq!(table(&["X", "Y"], &rows), "X          Y\na          long cell\nwide one\n");
+    }
+
+    #[test]
+    fn long_text_ends_in_an_ellipsis() {
+        for (text, most, shown) in [("abc", 3, "abc"), ("abcd", 3, "ab…"), ("é", 1, "é"), ("ab", 0, "…")]
+        {
+            assert_eq!(shortened(text, most), shown);
+        }
     }
 
     #[test]

@@ -26,8 +26,12 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{value:.digits$}{}", UNITS[unit])
 }
 
-/// How long ago `then` was, in docker's words: `3 days ago`.
+/// How long ago `then` was, in docker's words: `3 days ago`. The constant date of reproducible builds says nothing
+/// about the image's age, so it is `-`.
 pub(crate) fn age(then: Epoch, now: Epoch) -> String {
+    if then == Epoch::DEFAULT {
+        return "-".to_owned();
+    }
     const STEPS: [(i64, &str); 7] = [
         (365 * 86_400, "year"),
         (30 * 86_400, "month"),
@@ -122,5 +126,6 @@ mod tests {
             assert_eq!(age(at(0), at(seconds)), shown);
         }
         assert_eq!(age(at(100), at(0)), "just now");
+        assert_eq!(age(Epoch::DEFAULT, at(1_700_000_000)), "-");
     }
 }

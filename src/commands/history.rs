@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::session::Session;
-use crate::terminal::{harmless, print, print_json, table};
+use crate::terminal::{harmless, print, print_json, shortened, table};
 use crate::units;
 
 /// How much of an instruction a table shows without `--no-trunc`, as docker does.
@@ -54,9 +54,8 @@ fn row(line: Option<&History>, layer: Option<&Descriptor>, now: Epoch, whole: bo
     let text = |field: Option<&String>| harmless(field.map_or("", String::as_str));
     let created = line.and_then(|line| line.created.as_deref()).and_then(Epoch::parse_rfc3339);
     let mut created_by = text(line.and_then(|line| line.created_by.as_ref()));
-    if !whole && created_by.chars().count() > CREATED_BY_CHARS_MAX {
-        created_by = created_by.chars().take(CREATED_BY_CHARS_MAX - 1).collect();
-        created_by.push('…');
+    if !whole {
+        created_by = shortened(&created_by, CREATED_BY_CHARS_MAX);
     }
     vec![
         layer.map_or_else(|| "-".to_owned(), |layer| layer.digest.short_hex()),

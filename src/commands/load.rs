@@ -17,7 +17,8 @@ use crate::terminal::{print_json, print_line};
 /// Flags of `rimg load`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Reads what `rimg save`, `docker save`, `podman save`, buildah and skopeo write, compressed or not."
+    after_help = "Reads what `rimg save`, `docker save`, `podman save`, buildah and skopeo write, compressed or not.\n\n\
+Examples:\n  rimg load -i app.tar\n  docker save app:1 | rimg load"
 )]
 pub(crate) struct LoadArgs {
     /// The archive, or the folder of an OCI layout; `-` is standard input
@@ -37,7 +38,10 @@ pub(crate) fn run(session: &Session, args: LoadArgs) -> Result<(), Failure> {
     let bars = Bars::new(&display);
     let on_event = |event| bars.show(event);
     let options = LoadOptions { name: args.name, on_event: Some(&on_event) };
-    let shown = args.input.display().to_string();
+    let shown = match args.input.as_os_str() == "-" {
+        true => "standard input".to_owned(),
+        false => args.input.display().to_string(),
+    };
     let loaded = match args.input.is_dir() {
         true => load_directory(&store, &args.input, &options),
         false => load(&store, open(&args.input)?, &options),

@@ -15,6 +15,10 @@ const CACHE_UNUSED_SECONDS_MAX: i64 = 14 * 86_400;
 
 /// Flags of `rimg prune`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Removes images that no name leads to, build results unused for two weeks, what unfinished uploads and \
+dead containers left, and snapshots of layers that are gone. What runs, is being built or was just uploaded stays."
+)]
 pub(crate) struct PruneArgs {
     /// Also remove every tagged image and the whole build cache
     #[arg(short, long)]

@@ -15,13 +15,14 @@ use crate::session::Session;
 /// Flags of `rimg save`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The archive is an OCI layout that `docker load` and `podman load` understand as well."
+    after_help = "The archive is an OCI layout that `docker load` and `podman load` understand as well.\n\n\
+Examples:\n  rimg save -o app.tar app:1\n  rimg save app:1 | ssh HOST docker load"
 )]
 pub(crate) struct SaveArgs {
     /// Names, digests, or beginnings of digests
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
-    /// The file to write; `-` is standard output
+    /// The file to write, which appears when it is whole; `-` is standard output
     #[arg(short, long, default_value = "-", value_name = "FILE")]
     output: PathBuf,
     /// Only this variant of an image for several platforms [default: all that are here]
@@ -58,9 +59,9 @@ pub(crate) fn with_destination(
     let mut partial = path.as_os_str().to_owned();
     partial.push(format!(".{}.part", std::process::id()));
     let partial = PathBuf::from(partial);
-    let written = write_file(&partial, work).and_then(|()| {
-        std::fs::rename(&partial, path).context(format!("failed to write {}", path.display()))
-    });
+    let failed = || format!("failed to write {}", path.display());
+    let written =
+        write_file(&partial, failed, work).and_then(|()| std::fs::rename(&partial, path).context(failed()));
     if written.is_err() {
         // The half-written file is of no use to anybody.
         let _ = std::fs::remove_file(&partial);
@@ -70,9 +71,9 @@ pub(crate) fn with_destination(
 
 fn write_file(
     path: &Path,
+    failed: impl Fn() -> String,
     work: impl FnOnce(&mut (dyn Write + Send)) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let failed = || format!("failed to write {}", path.display());
     let file = File::create_new(path).context(failed())?;
     let mut out = BufWriter::with_capacity(256 << 10, file);
     work(&mut out)?;

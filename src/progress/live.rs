@@ -1,33 +1,39 @@
 //! The live display: running tasks at the foot of the terminal, finished ones scrolling up as plain lines.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use anstyle::{AnsiColor, Style};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Change, Outcome, Task, TaskId, elapsed, title};
-use crate::terminal::harmless;
+use crate::terminal::{colour_on_stderr, harmless, shortened};
 use crate::units;
 
 /// How often spinners move: enough to look alive, too little to cost.
 const TICK: Duration = Duration::from_millis(120);
-/// Lines of a task kept to be shown should it fail: more than a screen, whatever it prints.
-const LOG_LINES_MAX: usize = 500;
+/// Columns of a running task's line that its title leaves to the spinner, the time and the last line it printed.
+const BESIDE_TITLE_COLUMNS: usize = 20;
+/// Columns of a blob's line that its title leaves to the bar, the bytes and the speed.
+const BESIDE_BAR_COLUMNS: usize = 60;
+/// Fewest columns of a title: below, nobody knows what runs.
+const TITLE_COLUMNS_MIN: usize = 12;
 /// Redraws a second at most, whatever the number of events.
 const REDRAWS_PER_SECOND: u8 = 12;
+
+const DIM: Style = Style::new().dimmed();
+const GREEN: Style = AnsiColor::Green.on_default();
+const BLUE: Style = AnsiColor::Blue.on_default();
+const RED: Style = AnsiColor::Red.on_default();
 
 /// The bars of running tasks.
 pub(super) struct Live {
     screen: MultiProgress,
-    bars: Mutex<BTreeMap<TaskId, Bar>>,
+    bars: Mutex<BTreeMap<TaskId, ProgressBar>>,
+    colour: bool,
     running: ProgressStyle,
     moving: ProgressStyle,
-}
-
-struct Bar {
-    bar: ProgressBar,
-    log: VecDeque<String>,
 }
 
 impl Live {
@@ -38,6 +44,7 @@ impl Live {
         Live {
             screen,
             bars: Mutex::default(),
+            colour: colour_on_stderr(),
             running: style(" {spinner:.cyan} {prefix} {elapsed:.dim}  {wide_msg:.dim}"),
             moving: style(
                 " {spinner:.cyan} {prefix} {bar:20.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec:.dim}",
@@ -59,58 +66,65 @@ impl Live {
                     Some(total) => ProgressBar::new(*total).with_style(self.moving.clone()),
                     None => ProgressBar::new_spinner().with_style(self.running.clone()),
                 };
-                let bar = self.screen.add(bar.with_prefix(title(tasks, *task).to_owned()));
+                let beside = if total_bytes.is_some() { BESIDE_BAR_COLUMNS } else { BESIDE_TITLE_COLUMNS };
+                let bar = self.screen.add(bar.with_prefix(fitting(title(tasks, *task), beside)));
                 bar.enable_steady_tick(TICK);
-                bars.insert(*task, Bar { bar, log: VecDeque::new() });
+                bars.insert(*task, bar);
             }
             Change::Advance { task, bytes } => {
                 if let Some(bar) = bars.get(task) {
-                    bar.bar.set_position(*bytes);
+                    bar.set_position(*bytes);
                 }
             }
             Change::Log { task, line } => {
-                if let Some(bar) = bars.get_mut(task) {
-                    let line = harmless(line);
-                    bar.bar.set_message(line.clone());
-                    if bar.log.len() == LOG_LINES_MAX {
-                        bar.log.pop_front();
-                    }
-                    bar.log.push_back(line);
+                if let Some(bar) = bars.get(task) {
+                    bar.set_message(harmless(line));
                 }
             }
             Change::End { task, outcome, detail } => {
                 if let Some(bar) = bars.remove(task) {
-                    bar.bar.finish_and_clear();
-                    self.screen.remove(&bar.bar);
-                    self.finished(tasks, *task, *outcome, detail, &bar.log);
+                    bar.finish_and_clear();
+                    self.screen.remove(&bar);
+                    self.finished(tasks, *task, *outcome, detail);
                 }
             }
             Change::Note { line } => self.scroll(&harmless(line)),
         }
     }
 
-    fn finished(
-        &self,
-        tasks: &BTreeMap<TaskId, Task>,
-        task: TaskId,
-        outcome: Outcome,
-        detail: &str,
-        log: &VecDeque<String>,
-    ) {
+    fn finished(&self, tasks: &BTreeMap<TaskId, Task>, task: TaskId, outcome: Outcome, detail: &str) {
         let took = units::duration(elapsed(tasks, task));
         let title = title(tasks, task);
-        let detail = if detail.is_empty() { String::new() } else { format!("  \x1b[2m{detail}\x1b[0m") };
+        let detail = if detail.is_empty() { String::new() } else { format!("  {}", self.paint(DIM, detail)) };
         match outcome {
-            Outcome::Done => self.scroll(&format!(" \x1b[32m✓\x1b[0m {title} \x1b[2m{took}\x1b[0m{detail}")),
+            Outcome::Done => {
+                let (mark, took) = (self.paint(GREEN, "✓"), self.paint(DIM, &took));
+                self.scroll(&format!(" {mark} {title} {took}{detail}"));
+            }
             Outcome::Cached => {
-                self.scroll(&format!(" \x1b[34m=\x1b[0m {title} \x1b[34mcached\x1b[0m{detail}"))
+                let (mark, cached) = (self.paint(BLUE, "="), self.paint(BLUE, "cached"));
+                self.scroll(&format!(" {mark} {title} {cached}{detail}"));
             }
             Outcome::Failed => {
-                for line in log {
+                for line in tasks.get(&task).iter().flat_map(|task| &task.log) {
                     self.scroll(&format!("   {line}"));
                 }
-                self.scroll(&format!(" \x1b[31m✗\x1b[0m {title} \x1b[31mfailed\x1b[0m {took}{detail}"));
+                let (mark, failed) = (self.paint(RED, "✗"), self.paint(RED, "failed"));
+                self.scroll(&format!(" {mark} {title} {failed} {took}{detail}"));
             }
         }
     }
+
+    /// `text` in a colour, where colours are wanted.
+    fn paint(&self, colour: Style, text: &str) -> String {
+        if self.colour { format!("{colour}{text}{colour:#}") } else { text.to_owned() }
+    }
+}
+
+/// A title short enough for its task to stay on one line: a wrapped line would make the display jump.
+fn fitting(title: &str, beside: usize) -> String {
+    let columns = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+    // Where the width is unknown, 80 is what terminals begin with.
+    let columns = if columns == 0 { 80 } else { columns };
+    shortened(title, columns.saturating_sub(beside).max(TITLE_COLUMNS_MIN))
 }

@@ -4,13 +4,13 @@
 
 mod live;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::terminal::{colour_on_stderr, harmless, note};
+use crate::terminal::{harmless, live_on_stderr, note};
 use crate::units;
 
 /// How progress is shown.
@@ -98,9 +98,27 @@ pub(crate) enum Change {
     },
 }
 
+/// Lines of a task kept to be shown should it fail: more than a screen, whatever it prints.
+const LOG_LINES_MAX: usize = 500;
+
 struct Task {
     title: String,
     begun: Instant,
+    /// The end of what it said, where that is shown only if it fails.
+    log: VecDeque<String>,
+}
+
+impl Task {
+    fn new(title: &str) -> Task {
+        Task { title: harmless(title), begun: Instant::now(), log: VecDeque::new() }
+    }
+
+    fn remember(&mut self, line: &str) {
+        if self.log.len() == LOG_LINES_MAX {
+            self.log.pop_front();
+        }
+        self.log.push_back(harmless(line));
+    }
 }
 
 /// Shows changes; shared between threads.
@@ -114,7 +132,7 @@ impl Display {
     /// A display on standard error.
     pub(crate) fn new(mode: Mode) -> Display {
         let mode = match mode {
-            Mode::Auto if colour_on_stderr() => Mode::Tty,
+            Mode::Auto if live_on_stderr() => Mode::Tty,
             Mode::Auto => Mode::Plain,
             chosen => chosen,
         };
@@ -125,11 +143,17 @@ impl Display {
     /// Shows one change.
     pub(crate) fn apply(&self, change: Change) {
         let mut tasks = self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Change::Begin { task, title, .. } = &change {
-            tasks.insert(*task, Task { title: harmless(title), begun: Instant::now() });
+        match &change {
+            Change::Begin { task, title, .. } => drop(tasks.insert(*task, Task::new(title))),
+            Change::Log { task, line } if matches!(self.mode, Mode::Tty | Mode::Quiet) => {
+                if let Some(task) = tasks.get_mut(task) {
+                    task.remember(line);
+                }
+            }
+            _ => {}
         }
         match (&self.live, self.mode) {
-            (_, Mode::Quiet) => {}
+            (_, Mode::Quiet) => quiet_lines(&change, &tasks).iter().for_each(|line| note(line)),
             (Some(live), _) => live.apply(&change, &tasks),
             (None, Mode::Json) => note(&json_line(&change, &tasks)),
             (None, _) => {
@@ -150,6 +174,16 @@ fn elapsed(tasks: &BTreeMap<TaskId, Task>, task: TaskId) -> Duration {
 
 fn title(tasks: &BTreeMap<TaskId, Task>, task: TaskId) -> &str {
     tasks.get(&task).map_or("", |task| task.title.as_str())
+}
+
+/// Of a quiet build only what a failed task said is of use: without it nobody knows why it failed.
+fn quiet_lines(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> Vec<String> {
+    match change {
+        Change::End { task, outcome: Outcome::Failed, .. } => {
+            tasks.get(task).map(|task| task.log.iter().cloned().collect()).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// BuildKit's plain form: `#3 text`, so that tools which read it keep working.
@@ -190,11 +224,24 @@ fn json_line(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     fn tasks() -> BTreeMap<TaskId, Task> {
-        BTreeMap::from([(3, Task { title: "RUN x".to_owned(), begun: Instant::now() })])
+        BTreeMap::from([(3, Task::new("RUN x"))])
+    }
+
+    #[test]
+    fn a_quiet_build_tells_what_its_failed_step_said() {
+        let mut tasks = tasks();
+        for number in 0..=LOG_LINES_MAX {
+            tasks.get_mut(&3).unwrap().remember(&format!("line {number}"));
+        }
+        let end = |outcome| Change::End { task: 3, outcome, detail: String::new() };
+        let lines = quiet_lines(&end(Outcome::Failed), &tasks);
+        assert_eq!((lines.len(), lines[0].as_str()), (LOG_LINES_MAX, "line 1"));
+        assert!(quiet_lines(&end(Outcome::Done), &tasks).is_empty());
     }
 
     #[test]

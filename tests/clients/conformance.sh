@@ -5,6 +5,7 @@
 #   RIMG=PATH tests/clients/conformance.sh            against rimg
 #   REGISTRY=HOST:PORT tests/clients/conformance.sh   against a server that is already there (plain HTTP)
 #   CONFORMANCE=PROGRAM                               a suite that is already built
+#   CONFORMANCE_DIR=DIR                               a checkout of the suite's sources, to be built
 #
 # An exit code alone is not believed: the suite's own results must show that it ran.
 set -uo pipefail

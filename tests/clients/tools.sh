@@ -14,7 +14,7 @@ GO_MINOR_MIN=24
 tool() {
     local name=$1
     case $name in
-    conformance) go_tool conformance github.com/opencontainers/distribution-spec/conformance@967efdc079b9 ;;
+    conformance) conformance_tool ;;
     crane) go_tool crane github.com/google/go-containerregistry/cmd/crane@v0.22.1 ;;
     regctl) go_tool regctl github.com/regclient/regclient/cmd/regctl@v0.11.7 ;;
     oras-python) python_tool oras-python oras==0.2.43 python3 ;;
@@ -25,6 +25,24 @@ tool() {
         return 1
         ;;
     esac
+}
+
+# The official suite: from the checkout that CONFORMANCE_DIR names (of distribution-spec, or its conformance folder), else
+# as a module.
+conformance_tool() {
+    local checkout=${CONFORMANCE_DIR:-} program=$RIMG_TOOLS/conformance-of-checkout go
+    if [ -z "$checkout" ]; then
+        go_tool conformance github.com/opencontainers/distribution-spec/conformance@967efdc079b9
+        return
+    fi
+    [ ! -d "$checkout/conformance" ] || checkout=$checkout/conformance
+    go=$(go_program) || return 1
+    mkdir -p "$RIMG_TOOLS"
+    (cd "$checkout" && "$go" build -o "$program" .) >"$program.log" 2>&1 || {
+        echo "go build in $checkout: $(tail -n 2 "$program.log" | tr '\n' ' ')" >&2
+        return 1
+    }
+    printf '%s\n' "$program"
 }
 
 # go_tool PROGRAM MODULE@VERSION
