@@ -3,8 +3,16 @@
 
 mod build;
 mod command_line;
+mod concurrency;
 mod crash;
+mod damage;
+mod http;
 mod images;
+mod leftovers;
+mod platforms;
+mod proxy;
+mod reproducibility;
 mod run;
+mod subordinate_ids;
 mod transfer;
 mod world;

@@ -22,7 +22,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    fn of(output: Output) -> Outcome {
+    pub(crate) fn of(output: Output) -> Outcome {
         use std::os::unix::process::ExitStatusExt;
         let code = output.status.code().or(output.status.signal().map(|signal| 128 + signal)).unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -50,6 +50,8 @@ impl World {
         let folder = tempfile::Builder::new().prefix("rimg-test-").tempdir().unwrap();
         // Tests also run commands as other users, who must get in.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(folder.path().join("tmp")).unwrap();
+        fs::set_permissions(folder.path().join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
         World { folder }
     }
 
@@ -99,8 +101,37 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rimg"));
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.folder.path());
-        command.env("RIMG_ROOT", self.root());
+        command.env("RIMG_ROOT", self.root()).env("TMPDIR", self.path("tmp"));
         command
+    }
+
+    /// The default store's folder, made for an ordinary user; for the tests' own user when that is not root.
+    pub(crate) fn store_of(&self, user: u32) {
+        fs::create_dir_all(self.root()).unwrap();
+        if is_root() {
+            std::os::unix::fs::chown(self.root(), Some(user), Some(user)).unwrap();
+        }
+    }
+
+    /// As [`World::command`], as an ordinary user; as the tests' own when that is not root.
+    pub(crate) fn command_as(&self, user: u32, arguments: &[&str]) -> Command {
+        use std::os::unix::process::CommandExt;
+        let mut command = self.command(arguments);
+        if is_root() {
+            command.uid(user).gid(user);
+        }
+        command
+    }
+
+    /// What `rimg inspect` says of an image in the default store.
+    #[track_caller]
+    pub(crate) fn inspect(&self, image: &str) -> serde_json::Value {
+        serde_json::from_str(&self.rimg(&["inspect", image]).ok()).unwrap()
+    }
+
+    /// Where the blob of a digest lies in the store `root`.
+    pub(crate) fn blob(&self, root: &str, digest: &str) -> PathBuf {
+        self.path(root).join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
     }
 
     /// Runs rimg on the default store, then checks the store.
@@ -147,4 +178,48 @@ pub(crate) fn busybox() -> PathBuf {
 /// Whether tests run as root.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// An ordinary user without subordinate ids.
+pub(crate) const USER: u32 = 12_345;
+
+/// What the disk does to a blob.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Damage {
+    /// One bit in the middle is another.
+    Flip,
+    /// The second half is missing.
+    Truncate,
+    /// The file is missing.
+    Remove,
+}
+
+impl Damage {
+    /// All kinds.
+    pub(crate) const ALL: [Damage; 3] = [Damage::Flip, Damage::Truncate, Damage::Remove];
+
+    /// Does it to a file.
+    pub(crate) fn apply(self, path: &Path) {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+        let mut bytes = fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        match self {
+            Damage::Flip => bytes[middle] ^= 1,
+            Damage::Truncate => bytes.truncate(middle),
+            Damage::Remove => return fs::remove_file(path).unwrap(),
+        }
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+/// Bytes that no compression makes smaller, the same each time.
+pub(crate) fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..length.div_ceil(8)).flat_map(|_| next()).take(length).collect()
 }

@@ -24,8 +24,8 @@ use super::Store;
 use super::blob::{Blob, blob_row};
 use super::error::StoreError;
 use super::ingest::hash_file;
-use super::metadata::{Durability, now, parsed, rows, run, text, to_sql};
-use super::prune::UPLOAD_SECONDS_MAX;
+use super::metadata::{Durability, first, now, parsed, rows, run, text, to_sql};
+use super::prune::{UNNEEDED_BLOB, UPLOAD_SECONDS_MAX};
 use super::put::PutOptions;
 use super::registration::{Seen, record_blob};
 use crate::digest::Digest;
@@ -69,7 +69,7 @@ pub struct FsckReport {
     pub metadata: Vec<String>,
     /// Blobs that are not what they were, with the reason; now in quarantine.
     pub damaged: Vec<(Digest, String)>,
-    /// Blobs known to the metadata that have no file. A repair forgets them.
+    /// Blobs that something needs, known to the metadata, that have no file. A repair forgets them.
     pub missing: Vec<Digest>,
     /// Whole blobs that the metadata does not know. A repair makes them known; a prune removes them.
     pub unknown: Vec<Digest>,
@@ -81,7 +81,7 @@ pub struct FsckReport {
     pub broken: Vec<BrokenManifest>,
     /// Layer indexes without a blob. A repair removes them.
     pub stale_indexes: u64,
-    /// Leftovers of dead writers. A repair removes them.
+    /// Leftovers of dead writers and collectors. A repair removes them.
     pub leftovers: u64,
 }
 
@@ -106,7 +106,7 @@ impl Store {
         self.check_names(options.repair, &mut report)?;
         self.check_indexes(options.repair, &mut report)?;
         let before = now() - UPLOAD_SECONDS_MAX;
-        report.leftovers = self.sweep_uploads(before, !options.repair)?.0;
+        report.leftovers += self.sweep_uploads(before, !options.repair)?.0;
         Ok(report)
     }
 
@@ -257,16 +257,22 @@ impl Store {
                 Some(reason) => report.damaged.push((digest, reason)),
                 None if absent() => {
                     // Under the lock: an ingest may have been between its rename and our look.
-                    let gone = self.metadata().write(Durability::Soft, "forget a blob", |transaction| {
-                        let row = blob_row(transaction, &digest).map_err(failed())?;
-                        let gone = row.is_some_and(|row| row.damaged.is_none()) && absent();
-                        if gone && repair {
-                            run(transaction, "DELETE FROM blob WHERE digest = ?1", [text(&digest)])
-                                .map_err(failed())?;
-                        }
-                        Ok(gone)
-                    })?;
-                    report.missing.extend(gone.then_some(digest));
+                    let (gone, needed) =
+                        self.metadata().write(Durability::Soft, "forget a blob", |transaction| {
+                            let row = blob_row(transaction, &digest).map_err(failed())?;
+                            let gone = row.is_some_and(|row| row.damaged.is_none()) && absent();
+                            let needed = is_needed(transaction, &digest).map_err(failed())?;
+                            if gone && repair {
+                                run(transaction, "DELETE FROM blob WHERE digest = ?1", [text(&digest)])
+                                    .map_err(failed())?;
+                            }
+                            Ok((gone, needed))
+                        })?;
+                    match gone && needed {
+                        true => report.missing.push(digest),
+                        // A collector died between taking the file away and saying so.
+                        false => report.leftovers += u64::from(gone),
+                    }
                 }
                 None => {}
             }
@@ -349,6 +355,12 @@ enum Checked {
     Gone,
     Whole { size: u64, known: bool },
     Damaged(String),
+}
+
+/// Whether a blob would be kept, leases aside.
+fn is_needed(connection: &Connection, digest: &Digest) -> rusqlite::Result<bool> {
+    let sql = format!("SELECT 1 FROM blob WHERE digest = ?1 AND {UNNEEDED_BLOB}");
+    Ok(first(connection, &sql, [text(digest)], |_| Ok(()))?.is_none())
 }
 
 fn dangling_tags(connection: &Connection) -> rusqlite::Result<Vec<(i64, ImageName, Tag)>> {

@@ -369,7 +369,7 @@ impl Store {
 }
 
 /// Whether a tag's image is old enough and not held: neither itself nor anything it names.
-const UNHELD_TAG: &str = "SELECT 1 FROM tag WHERE updated_at < ?1 AND repository_id = ?3 AND name = ?4
+const UNHELD_TAG: &str = "SELECT 1 FROM tag WHERE updated_at <= ?1 AND repository_id = ?3 AND name = ?4
     AND NOT EXISTS (SELECT 1 FROM lease WHERE (expires_at IS NULL OR expires_at >= ?2) AND
     (lease.digest = tag.digest OR lease.digest IN (SELECT target FROM reference
      WHERE reference.repository_id = tag.repository_id AND reference.manifest = tag.digest)))";
@@ -377,7 +377,7 @@ const UNHELD_TAG: &str = "SELECT 1 FROM tag WHERE updated_at < ?1 AND repository
 fn unheld_tags(cutoff: i64) -> impl Fn(&Connection) -> Result<Vec<(i64, ImageName, Tag)>, StoreError> {
     move |connection| {
         let sql = "SELECT tag.repository_id, repository.name, tag.name FROM tag
-                   JOIN repository ON repository.id = tag.repository_id WHERE tag.updated_at < ?1
+                   JOIN repository ON repository.id = tag.repository_id WHERE tag.updated_at <= ?1
                    ORDER BY repository.name, tag.name";
         rows(connection, sql, [cutoff], |row| Ok((row.get(0)?, parsed(row, 1)?, parsed(row, 2)?)))
             .map_err(StoreError::sql("prune tags"))
@@ -400,7 +400,7 @@ fn remove_tag_if_unheld(
 }
 
 /// A manifest that nothing keeps.
-const UNNEEDED: &str = "manifest.pushed_at < ?1
+const UNNEEDED: &str = "manifest.pushed_at <= ?1
     AND NOT EXISTS (SELECT 1 FROM tag WHERE tag.repository_id = manifest.repository_id
         AND tag.digest = manifest.digest)
     AND NOT EXISTS (SELECT 1 FROM reference WHERE reference.repository_id = manifest.repository_id
@@ -463,7 +463,7 @@ fn remove_right_if_unneeded(
 }
 
 /// A blob that nothing needs, before its leases are looked at.
-const UNNEEDED_BLOB: &str =
+pub(super) const UNNEEDED_BLOB: &str =
     "NOT EXISTS (SELECT 1 FROM repository_blob WHERE repository_blob.digest = blob.digest)
     AND NOT EXISTS (SELECT 1 FROM manifest WHERE manifest.digest = blob.digest)
     AND NOT EXISTS (SELECT 1 FROM cache_blob WHERE cache_blob.digest = blob.digest)";

@@ -57,7 +57,15 @@ impl RepositorySink {
 impl ImageSink for RepositorySink {
     fn contains(&self, blob: &Descriptor) -> Result<bool, TransferError> {
         let store = self.repository.store();
-        Ok(store.blob_size(&blob.digest)? == Some(blob.size) && store.contains(&blob.digest)?)
+        if store.blob_size(&blob.digest)? != Some(blob.size) || !store.contains(&blob.digest)? {
+            return Ok(false);
+        }
+        // A blob that was touched since it was verified is hashed: a copy is the chance to heal it.
+        match store.verified_blob(&blob.digest) {
+            Ok(found) => Ok(found.is_some()),
+            Err(StoreError::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn write(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), TransferError> {

@@ -236,6 +236,9 @@ impl Snapshots {
             if unneeded {
                 removed += u64::from(!name.ends_with(BOOT_SUFFIX));
                 if !dry_run {
+                    // Without its mark nobody uses the tree, should this process die half-way.
+                    let mark = format!("{name}{BOOT_SUFFIX}");
+                    self.folder.remove(mark.as_bytes()).map_err(at("remove", &self.path.join(&mark)))?;
                     self.folder.remove(name.as_bytes()).map_err(at("remove", &self.path.join(&name)))?;
                 }
             }
