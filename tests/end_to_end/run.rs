@@ -211,8 +211,8 @@ fn what_cannot_be_done_says_what_can() {
         assert!(error.contains("run as the user `app` (1000:1000): only one id is mapped"), "{error}");
         assert!(error.contains("/etc/subuid") && error.contains("-u 0"), "{error}");
     }
-    assert!(refused(&["run", "-p", "80:80", "box"], 2).contains("--network host"));
-    assert!(refused(&["run", "-d", "box"], 2).contains("not supported yet"));
+    assert!(refused(&["run", "-p", "80:80", "box"], 125).contains("--network host"));
+    assert!(refused(&["run", "-d", "box"], 125).contains("not supported yet"));
     assert!(refused(&["run", "--name", "a/b", "box"], 125).contains("no name of a container"));
 }
 

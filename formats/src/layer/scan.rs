@@ -10,9 +10,10 @@ use std::io::{self, Read};
 
 use super::entry::{EntryKind, layer_order};
 use super::index::{IndexEntry, LayerIndex};
+use super::limits::Limits;
 use super::path::{LayerPath, printable};
 use super::prefixes::PathHashes;
-use super::reader::{LayerError, LayerReader, Limits, ReadMode};
+use super::reader::{LayerError, LayerReader, ReadMode};
 use super::sparse::Segment;
 use super::stream::LayerStream;
 use crate::digest::{Algorithm, DiffId, Digest, Hasher};

@@ -2,7 +2,8 @@
 
 use std::io::{self, Read};
 
-use super::reader::{LayerError, Limits};
+use super::limits::Limits;
+use super::reader::LayerError;
 use crate::compression::{Compression, Decoder, Member};
 use crate::digest::{Algorithm, DiffId, Hasher};
 
