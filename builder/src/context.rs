@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rimg_formats::layer::{EntryKind, LayerPath, Mtime};
 use rimg_formats::store::cache::FileStamp;
@@ -175,8 +175,7 @@ impl DiskTree {
             };
             part.iter().filter_map(node).collect()
         };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let share = names.len().div_ceil(threads).max(NODES_PER_THREAD_MIN);
+        let share = names.len().div_ceil(processors()).max(NODES_PER_THREAD_MIN);
         let (own, others) = names.split_at(share.min(names.len()));
         std::thread::scope(|scope| {
             let workers: Vec<_> = others.chunks(share).map(|part| scope.spawn(move || look(part))).collect();
@@ -260,6 +259,12 @@ impl DiskFile {
         }
         Ok(File::from(opened))
     }
+}
+
+/// How many threads work at once. Asked for once: the answer is in files of cgroups, and folders are many.
+pub(crate) fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// What a stat result is in a layer's words; `None` for sockets, which images cannot hold.

@@ -21,7 +21,7 @@ use rimg_formats::store::cache::FileStamp;
 use rimg_formats::store::{Ingest, Store, StoreError};
 
 use crate::cache::{Cache, CacheKey, FieldHasher, LayerRecord, Lookup, Miss, Slot, StepInputs, StepRecord};
-use crate::context::DiskFile;
+use crate::context::{DiskFile, processors};
 use crate::layer_plan::{LayerPlan, PlannedEntry};
 use crate::layer_tree::prepare_sources;
 use crate::source_tree::Content;
@@ -181,7 +181,7 @@ impl LayerMaker {
         self.stat_cache
             .add_known(stamps.into_iter().zip(known).filter_map(|(stamp, digest)| Some((stamp, digest?))));
         let threads = match self.options.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => processors(),
             threads => threads,
         };
         let next = AtomicUsize::new(0);

@@ -6,7 +6,7 @@
 //! long as size, mtime and ctime are those it was taken with; the caller must not store a file whose ctime is
 //! not older than its look at it.
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 
 use super::Store;
 use super::error::StoreError;
@@ -134,10 +134,13 @@ impl Store {
             let sql = "SELECT digest FROM stat_cache WHERE device = ?1 AND inode = ?2 AND size = ?3
                        AND mtime_ns = ?4 AND ctime_ns = ?5";
             let mut found = Vec::with_capacity(stamps.len());
+            // Prepared once: a context has many files.
+            let mut statement =
+                connection.prepare_cached(sql).map_err(StoreError::sql("look into the stat cache"))?;
             for stamp in stamps {
                 let (device, inode) = (bits(stamp.device), bits(stamp.inode));
                 let parameters = params![device, inode, to_sql(stamp.size), stamp.mtime_ns, stamp.ctime_ns];
-                let digest = first(connection, sql, parameters, |row| parsed(row, 0));
+                let digest = statement.query_row(parameters, |row| parsed(row, 0)).optional();
                 found.push(digest.map_err(StoreError::sql("look into the stat cache"))?);
             }
             Ok(found)
