@@ -385,10 +385,15 @@ check_modules() {
     else
         skip regctl 'it cannot be installed here (see above)'
     fi
+    if oras=$(tool oras); then
+        step 'oras: pushes and pulls an artifact' oras_pushes_and_pulls "$oras"
+    else
+        skip oras 'it cannot be installed here (see above); its Python sibling follows'
+    fi
     if oras=$(tool oras-python); then
         step 'oras (Python): pushes and pulls an artifact' oras_round_trip "$oras"
     else
-        skip oras 'it cannot be installed here (see above)'
+        skip 'oras (Python)' 'it cannot be installed here (see above)'
     fi
 }
 
@@ -407,6 +412,13 @@ regctl_hosts() {
 
 regctl_attaches() {
     echo note | "$1" artifact put --artifact-type application/x-note --subject "$SECOND/regctl/app:1"
+}
+
+oras_pushes_and_pulls() {
+    rm -rf "$PEERS_DIR/oras-go" && mkdir -p "$PEERS_DIR/oras-go/out" && echo artifact >"$PEERS_DIR/oras-go/note.txt" &&
+        (cd "$PEERS_DIR/oras-go" && "$1" push --plain-http "$SECOND/oras/note:2" note.txt) &&
+        "$1" pull --plain-http --output "$PEERS_DIR/oras-go/out" "$SECOND/oras/note:2" &&
+        equal 'file' artifact "$(cat "$PEERS_DIR/oras-go/out/note.txt")"
 }
 
 oras_round_trip() {

