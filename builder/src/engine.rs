@@ -57,8 +57,9 @@ const PLANS_MAX: usize = 8;
 pub enum UserNamespace {
     /// RUN steps cannot do without.
     Needed,
-    /// An operating system on this machine is taken in: its owners show as what they are to the image.
-    ShowsOwners,
+    /// Something may come of it: an operating system on this machine shows its owners as what they are to the image,
+    /// and the triggers of a base image may have RUN steps.
+    Useful,
     /// Nothing.
     Unused,
 }
@@ -281,15 +282,14 @@ impl<'a> Builder<'a> {
     /// As [`Builder::build`], for mistakes in the Buildfile.
     pub fn user_namespace(&self) -> Result<UserNamespace, BuildError> {
         let file = parse(&self.options.buildfile)?;
-        // Triggers of base images are not known yet; a RUN among them counts only when the file has one as well.
         let graph = Graph::plan(&file, &self.plan_options()?)?;
         let runs = |stage: &Stage| {
             stage.steps.iter().any(|step| matches!(step.instruction.kind, InstructionKind::Run(_)))
         };
-        let local = |stage: &Stage| matches!(stage.base, Base::Path(_));
-        Ok(match (graph.stages.iter().any(runs), graph.stages.iter().any(local)) {
+        let based = |stage: &Stage| !matches!(stage.base, Base::Scratch | Base::Stage(_));
+        Ok(match (graph.stages.iter().any(runs), graph.stages.iter().any(based)) {
             (true, _) => UserNamespace::Needed,
-            (false, true) => UserNamespace::ShowsOwners,
+            (false, true) => UserNamespace::Useful,
             (false, false) => UserNamespace::Unused,
         })
     }

@@ -95,13 +95,14 @@ fn set_up_and_run(plan: &Plan, control: &OwnedFd) -> Result<i32, SetupFailure> {
     };
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signal_fd = SignalFd::with_flags(&signals, flags).or_fail(|| "make a signalfd".to_owned())?;
+    // Before there is a payload, whose own last words must not come first.
+    let master = setup.terminal.as_ref().map(|terminal| terminal.master.as_fd());
+    let started = Message::Started { stubs: tree.stubs };
+    message::send(control.as_fd(), &started, master).or_fail(|| "report to the parent".to_owned())?;
     let child = sys::fork().or_fail(|| "fork the payload".to_owned())?;
     let Some(child) = child.and_then(Pid::from_raw) else {
         payload::become_payload(&launch, setup.terminal, tree.null.as_ref(), control);
     };
-    let master = setup.terminal.as_ref().map(|terminal| terminal.master.as_fd());
-    let started = Message::Started { stubs: tree.stubs };
-    message::send(control.as_fd(), &started, master).or_fail(|| "report to the parent".to_owned())?;
     drop(setup.terminal);
     payload::shed_privileges();
     let exited = reap_until(child, &signal_fd, control);

@@ -98,10 +98,13 @@ pub(crate) fn receive_bytes(
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = vec![0; MESSAGE_BYTES_MAX];
     let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT } | RecvFlags::CMSG_CLOEXEC;
+    let mut was_reset = false;
     let count = loop {
         match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
             Ok(received) => break received.bytes,
             Err(Errno::INTR) => {}
+            // The other side ended without reading all that it was sent. What it sent itself comes after this error.
+            Err(Errno::CONNRESET) if !was_reset => was_reset = true,
             Err(Errno::AGAIN | Errno::CONNRESET) => return Ok(None),
             Err(error) => return Err(error.into()),
         }

@@ -162,7 +162,7 @@ fn default_buildfile(context: &Path) -> Result<(PathBuf, Vec<u8>), InputError> {
 }
 
 fn missing(file: &Path) -> InputError {
-    InputError::Read { path: file.to_owned(), source: std::io::ErrorKind::NotFound.into() }
+    InputError::Read { path: file.to_owned(), source: rustix::io::Errno::NOENT.into() }
 }
 
 /// A file's content; `None` when it does not exist.

@@ -130,7 +130,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     match builder.user_namespace().map_err(|error| explain(&error, &source))? {
         UserNamespace::Needed => drop(super::rootless::enter()?),
         // Where it is forbidden, owners are taken as the host tells them.
-        UserNamespace::ShowsOwners => drop(super::rootless::enter()),
+        UserNamespace::Useful => drop(super::rootless::enter()),
         UserNamespace::Unused => {}
     }
     let steps = Steps::new(&display, &source, args.explain);
