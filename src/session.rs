@@ -19,11 +19,13 @@ const ROOT_VARIABLE: &str = "RIMG_ROOT";
 /// The setting of one invocation.
 pub(crate) struct Session {
     globals: Globals,
+    /// Whether root began this. Asked at the beginning: in a user namespace everybody is root.
+    is_root: bool,
 }
 
 impl Session {
     pub(crate) fn new(globals: Globals) -> Session {
-        Session { globals }
+        Session { globals, is_root: rustix::process::geteuid().is_root() }
     }
 
     /// Whether lists are wanted as JSON.
@@ -39,7 +41,7 @@ impl Session {
         if let Some(root) = std::env::var_os(ROOT_VARIABLE).filter(|root| !root.is_empty()) {
             return Ok(PathBuf::from(root));
         }
-        if rustix::process::geteuid().is_root() {
+        if self.is_root {
             return Ok(PathBuf::from(SYSTEM_ROOT));
         }
         let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());

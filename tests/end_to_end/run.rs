@@ -185,6 +185,27 @@ fn an_ordinary_user_runs_containers() {
 }
 
 #[test]
+fn an_ordinary_users_images_are_at_home() {
+    let (world, user) = user_world();
+    let home = world.path("home");
+    std::fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, user, user).unwrap();
+    world.write("Buildfile", "FROM ./rootfs\nRUN echo made > /made\nCMD [\"cat\", \"/made\"]\n");
+    let at_home = |arguments: &[&str]| {
+        let mut command = world.command(arguments);
+        command.env_remove("RIMG_ROOT").env("HOME", &home);
+        if let Some(user) = user {
+            command.uid(user).gid(user);
+        }
+        world.run(command)
+    };
+    at_home(&["build", "-t", "mine", "."]).ok();
+    assert_eq!(at_home(&["run", "--rm", "mine"]).ok(), "made\n");
+    assert!(at_home(&["images"]).ok().contains("mine"));
+    assert!(home.join(".local/share/rimg/blobs").is_dir());
+}
+
+#[test]
 fn a_damaged_layer_is_not_run() {
     let world = world();
     // The snapshot that this leaves is whole, and does not help.
