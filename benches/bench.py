@@ -556,9 +556,11 @@ def main():
     size.add_argument("--quick", action="store_true")
     size.add_argument("--check", action="store_true")
     options.add_argument("--only", default=",".join(CASES))
+    options.add_argument("--rounds", type=int, help="how often each tool runs")
     options.add_argument("--output")
     options = options.parse_args()
-    sizes = QUICK if options.quick else CHECK if options.check else FULL
+    sizes = dict(QUICK if options.quick else CHECK if options.check else FULL)
+    sizes["rounds"] = options.rounds or sizes["rounds"]
     chosen = options.only.split(",")
     unknown = set(chosen) - set(CASES)
     if unknown:
