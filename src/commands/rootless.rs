@@ -1,7 +1,7 @@
 //! Becoming root in a user namespace, for commands of ordinary users that mount or own files.
 
 use rimg_runner::snapshots::Owners;
-use rimg_runner::userns::{self, Mapping, SingleReason};
+use rimg_runner::userns::{self, Mapping, SingleReason, UsernsError};
 
 use crate::failure::Failure;
 
@@ -14,6 +14,15 @@ pub(crate) fn enter() -> Result<Owners, Failure> {
 /// The same, and says which ids there are.
 pub(crate) fn enter_mapped() -> Result<Mapping, Failure> {
     userns::enter().map_err(|error| Failure::from(error).hint("`rimg doctor` tells what this machine allows"))
+}
+
+/// Enters where the system lets this user; where it does not, nothing has changed and nothing is wrong.
+pub(crate) fn enter_if_allowed() -> Result<(), Failure> {
+    match userns::enter() {
+        Ok(_) | Err(UsernsError::Refused(_) | UsernsError::Helper(_)) => Ok(()),
+        // In a namespace without ids no file can be made any more.
+        Err(error @ UsernsError::Map { .. }) => Err(error.into()),
+    }
 }
 
 /// Whose unpacked files are.

@@ -184,6 +184,17 @@ fn an_ordinary_user_runs_containers() {
     assert_eq!(run(&["made", "cat", "/made"]).ok(), "made-by-a-user\n");
 }
 
+/// Only the base knows that the build runs something.
+#[test]
+fn an_ordinary_user_builds_on_triggers_that_run() {
+    let (world, user) = user_world();
+    world.write("Buildfile", "FROM box\nONBUILD RUN echo triggered > /made\n");
+    as_user(&world, user, &["build", "-t", "base", "."]).ok();
+    world.write("Buildfile", "FROM base\nCMD [\"cat\", \"/made\"]\n");
+    as_user(&world, user, &["build", "-t", "made", "."]).ok();
+    assert_eq!(as_user(&world, user, &["run", "--rm", "made"]).ok(), "triggered\n");
+}
+
 #[test]
 fn an_ordinary_users_images_are_at_home() {
     let (world, user) = user_world();

@@ -130,7 +130,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     match builder.user_namespace().map_err(|error| explain(&error, &source))? {
         UserNamespace::Needed => drop(super::rootless::enter()?),
         // Where it is forbidden, owners are taken as the host tells them.
-        UserNamespace::Useful => drop(super::rootless::enter()),
+        UserNamespace::Useful => super::rootless::enter_if_allowed()?,
         UserNamespace::Unused => {}
     }
     let steps = Steps::new(&display, &source, args.explain);
