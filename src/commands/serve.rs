@@ -1,8 +1,9 @@
 //! `rimg serve`: the local store as an OCI registry.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use rimg_formats::reference::RegistryHost;
 use rimg_registry::server::{DEFAULT_PORT, Event, Server, ServerOptions};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,6 +23,15 @@ pub(crate) struct ServeArgs {
     /// Where to listen: ADDRESS:PORT, or a port of this machine alone
     #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address, value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
+    /// Answer to this name too (repeatable). A server that listens on this machine alone answers to addresses and
+    /// `localhost` unless told otherwise; behind a proxy that passes the name on, it needs the proxy's name. Once a
+    /// name is given, others are refused everywhere
+    #[arg(long, value_name = "NAME")]
+    host: Vec<RegistryHost>,
+    /// A proxy at this address is in front (repeatable): it may hold every connection, where one address may
+    /// otherwise hold a quarter. Proxies on this machine need not be named
+    #[arg(long, value_name = "ADDRESS")]
+    proxy: Vec<IpAddr>,
     /// Say nothing of requests that went well
     #[arg(short, long)]
     quiet: bool,
@@ -43,7 +53,13 @@ pub(crate) fn run(session: &Session, args: ServeArgs) -> Result<(), Failure> {
     let store = session.store()?;
     let (json, quiet) = (session.json(), args.quiet);
     let observer = Arc::new(move |event: Event| log(&event, json, quiet));
-    let options = ServerOptions { listen: args.listen, observer: Some(observer), ..ServerOptions::default() };
+    let options = ServerOptions {
+        listen: args.listen,
+        names: args.host,
+        proxies: args.proxy,
+        observer: Some(observer),
+        ..ServerOptions::default()
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -93,6 +109,11 @@ fn log(event: &Event, as_json: bool, quiet: bool) {
             format!("error: stopped sending {digest}: {}", harmless(cause))
         }
         Event::AcceptFailed { cause } => format!("error: failed to accept a connection: {}", harmless(cause)),
+        Event::ConnectionsRefused { peer } => format!(
+            "warning: {} has as many connections as one address may have, and is refused more; if it is a proxy, \
+             name it with --proxy",
+            peer.ip()
+        ),
         Event::UploadsExpired { count, bytes } => {
             format!("removed {count} abandoned uploads, {}", units::size(*bytes))
         }

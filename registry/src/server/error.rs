@@ -118,7 +118,7 @@ impl ApiError {
     }
 
     /// The JSON body.
-    fn body(&self) -> Vec<u8> {
+    pub(super) fn body(&self) -> Vec<u8> {
         let entry = |detail: Option<&Value>| match detail {
             None => json!({"code": self.code.name(), "message": self.message}),
             Some(detail) => json!({"code": self.code.name(), "message": self.message, "detail": detail}),

@@ -35,6 +35,11 @@ pub enum Event {
         /// Why.
         cause: String,
     },
+    /// An address has as many connections as one may have; further ones are refused. Told once, until it has none.
+    ConnectionsRefused {
+        /// Who asked for more.
+        peer: SocketAddr,
+    },
     /// Abandoned uploads were removed.
     UploadsExpired {
         /// How many.

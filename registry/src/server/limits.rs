@@ -40,6 +40,19 @@ pub(super) const SMALL_DOCUMENT_BYTES: usize = 64 * 1024;
 /// Larger documents received at once; more are told to come back (429). Without it, manifests that never end
 /// would fill 4 MiB of memory for each connection.
 pub(super) const LARGE_DOCUMENTS_MAX: usize = 32;
+/// The slowest that a body may move in either direction, on average: below it a client is taken to hold its place
+/// on purpose. A modem was ten times as fast, and sixteen uploads at once over a line of 128 kbit/s are twice.
+pub(super) const BYTES_PER_SECOND_MIN: u64 = 500;
+/// One address may hold this part of the places for connections, uploads and large documents. Many people may
+/// share an address, so a part is generous (512 connections, 64 uploads); yet three more such addresses are needed
+/// to keep others out, not one.
+pub(super) const ADDRESS_SHARE_DIVISOR: usize = 4;
+/// But at least so many, where there are few places: one client pulls some layers at the same time.
+pub(super) const ADDRESS_SHARE_MIN: usize = 8;
+/// Connections above their address's share that are told so at the same time; the rest are closed without a word.
+pub(super) const FAREWELLS_MAX: usize = 64;
+/// How long such a connection is kept open for its client to read the refusal.
+pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a client that has hit a limit is told to wait, in seconds.
 pub(super) const RETRY_AFTER_SECONDS: &str = "5";
 
@@ -60,8 +73,9 @@ pub struct Limits {
     pub session_idle: Duration,
     /// How long a client may take to send a request's head, and to begin its next request on a kept connection.
     pub head: Duration,
-    /// How long a body may make no progress at all, in either direction. Slower than any working network, and
-    /// short enough that silent connections do not pile up.
+    /// How long a body may make no progress at all, in either direction: longer than any working network is
+    /// silent, and short enough that silent connections do not pile up. Bytes that come more slowly than 500 a
+    /// second use it up as well.
     pub body_idle: Duration,
     /// How long a graceful shutdown waits for requests under way.
     pub shutdown: Duration,

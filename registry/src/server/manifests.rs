@@ -77,7 +77,8 @@ pub(super) async fn put(
             return Err(refused);
         }
     };
-    let raw = receive::document(state, call.body, MANIFEST_BYTES_MAX, "a manifest").await?;
+    let raw =
+        receive::document(state, call.caller.peer.ip(), call.body, MANIFEST_BYTES_MAX, "a manifest").await?;
     let repository = ImageName::from(name.clone());
     let (put, tags) = state.run(move |store| plan.carry_out(&store.repository(&repository), &raw)).await?;
     let mut reply = StatusCode::CREATED.into_response();

@@ -11,10 +11,11 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `connection` | accepting, timeouts, graceful end |
+//! | `connection`, `farewell` | accepting, timeouts, graceful end; telling those that are not served |
+//! | `places`, `patience` | how many at once, and how slow they may be |
 //! | `service` | from request to answer: routing, rights, headers of every answer, events |
 //! | `route`, `query`, `range`, `entity_tag` | parsing what strangers send |
-//! | `access` | who may do what |
+//! | `access`, `names` | who may do what, and by which names the server answers |
 //! | `blobs`, `body` | end-2, end-10: blobs and the way they leave |
 //! | `uploads`, `receive`, `sessions` | end-4, 5, 6, 11, 13, 14: the way blobs come in |
 //! | `manifests` | end-3, end-7, end-9 |
@@ -32,10 +33,11 @@
 //!   would be missed: sessions of unfinished uploads live in the store and survive a restart.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::http::HeaderValue;
+use rimg_formats::reference::RegistryHost;
 use rimg_formats::store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -47,10 +49,13 @@ mod connection;
 mod entity_tag;
 mod error;
 mod event;
+mod farewell;
 mod limits;
 mod listings;
 mod manifests;
+mod names;
 mod patience;
+mod places;
 mod query;
 mod range;
 mod receive;
@@ -65,6 +70,8 @@ pub use event::{Event, Observer};
 pub use limits::Limits;
 
 use error::ApiError;
+use names::Names;
+use places::Places;
 use sessions::Sessions;
 
 /// The port that registries listen on by custom.
@@ -87,6 +94,13 @@ pub struct ServerOptions {
     /// What users are to be told, such as a date of closing: carried by every answer as a `Warning`, which
     /// clients show.
     pub warnings: Vec<String>,
+    /// Names by which it answers, besides addresses and `localhost`; their ports play no part. Without any it answers
+    /// to every name, unless it listens on loopback alone: there a page in the user's browser could otherwise read
+    /// and write by letting its own name resolve to loopback.
+    pub names: Vec<RegistryHost>,
+    /// Proxies in front. One address may hold only a part of the connections and uploads; these, which speak for
+    /// many people, and loopback addresses may hold all.
+    pub proxies: Vec<IpAddr>,
     /// Mount a blob by its digest alone when some repository that the caller may read has it.
     pub allow_anonymous_mount: bool,
 }
@@ -101,6 +115,8 @@ impl Default for ServerOptions {
             allow_sparse_manifests: false,
             allow_anonymous_mount: true,
             warnings: Vec::new(),
+            names: Vec::new(),
+            proxies: Vec::new(),
         }
     }
 }
@@ -133,12 +149,16 @@ pub struct Server {
 struct State {
     store: Store,
     options: ServerOptions,
+    /// What the server may be called by.
+    names: Names,
     /// [`ServerOptions::warnings`] as headers.
     warnings: Vec<HeaderValue>,
     /// Admission to the blocking threads.
     jobs: Arc<Semaphore>,
+    /// Admission to [`Limits::connections`].
+    connections: Arc<Places>,
     /// Admission to [`limits::LARGE_DOCUMENTS_MAX`].
-    large_documents: Semaphore,
+    large_documents: Arc<Places>,
     sessions: Arc<Sessions>,
 }
 
@@ -150,12 +170,15 @@ impl Server {
         let failed = |source| ServerError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let places = |all| Places::new(all, &options.proxies);
         let state = State {
             store,
+            names: Names::new(address, &options.names),
             warnings,
             jobs: Arc::new(Semaphore::new(limits::BLOCKING_JOBS_MAX)),
-            large_documents: Semaphore::new(limits::LARGE_DOCUMENTS_MAX),
-            sessions: Arc::new(Sessions::new(options.limits.concurrent_uploads)),
+            connections: places(options.limits.connections),
+            large_documents: places(limits::LARGE_DOCUMENTS_MAX),
+            sessions: Arc::new(Sessions::new(places(options.limits.concurrent_uploads))),
             options,
         };
         Ok(Server { listener, address, state: Arc::new(state) })

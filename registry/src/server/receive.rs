@@ -4,20 +4,28 @@
 //! writes them; while it works the next batch is gathered. When a body breaks off, all that came before is
 //! written, so that a resumed upload goes on at the very byte.
 
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
 use axum::http::StatusCode;
 use axum::http::header::{EXPECT, HeaderMap};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use rimg_formats::store::{Ingest, StoreError};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::State;
 use super::error::{ApiError, Code};
-use super::limits::{DRAIN_BYTES_MAX, DRAIN_TIMEOUT, SMALL_DOCUMENT_BYTES, WRITE_BATCH_BYTES};
+use super::limits::{
+    BYTES_PER_SECOND_MIN, DRAIN_BYTES_MAX, DRAIN_TIMEOUT, SMALL_DOCUMENT_BYTES, WRITE_BATCH_BYTES,
+};
+use super::patience::Patience;
+use super::places::Full;
 use super::sessions::Writing;
 
 /// How many bytes a body may bring.
@@ -41,15 +49,14 @@ pub(super) async fn into_ingest(
     let mut intake = Intake { allowance, taken: 0, refused: false, ended: None };
     let mut writer = Writer { idle: Some(ingest), busy: None, failed: None };
     let mut batch = Batch::default();
-    let idle = state.options.limits.body_idle;
-    let mut body = body.into_data_stream();
+    let mut body = Arriving::new(state, body);
     loop {
         if writer.idle.is_some() && batch.is_ready(intake.ended.is_some()) {
             writer.start(state, batch.take()).await;
         }
         let wants_more = intake.ended.is_none() && batch.bytes < WRITE_BATCH_BYTES;
         tokio::select! {
-            frame = next_bytes(&mut body, idle), if wants_more => {
+            frame = body.next_bytes(), if wants_more => {
                 if let Some(bytes) = intake.take(frame) {
                     batch.push(bytes);
                 }
@@ -68,22 +75,46 @@ pub(super) async fn into_ingest(
     let outcome = intake.ended.unwrap_or(Ok(()));
     // Whoever sends too much may still be writing.
     if intake.refused {
-        drain(body).await;
+        drain(body.stream).await;
     }
     (writer.idle, outcome)
 }
 
-/// The next bytes of a body: `None` at its end.
-async fn next_bytes(body: &mut BodyDataStream, idle: Duration) -> Result<Option<Bytes>, ApiError> {
-    let bytes = timeout(idle, body.next()).await.map_err(|_| stalled(idle))?;
-    bytes.transpose().map_err(|error| {
-        ApiError::bad_request(Code::BlobUploadInvalid, format!("the body broke off: {error}"))
-    })
+/// A body that comes in, and what patience is left with its sender.
+struct Arriving {
+    stream: BodyDataStream,
+    patience: Patience,
+    idle: Duration,
+}
+
+impl Arriving {
+    fn new(state: &State, body: Body) -> Arriving {
+        let idle = state.options.limits.body_idle;
+        Arriving { stream: body.into_data_stream(), patience: Patience::new(idle), idle }
+    }
+
+    /// The next bytes: `None` at the end. Safe to drop and to call again.
+    async fn next_bytes(&mut self) -> Result<Option<Bytes>, ApiError> {
+        let next = poll_fn(|context| match Pin::new(&mut self.stream).poll_next(context) {
+            Poll::Ready(frame) => {
+                let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()).map_or(0, Bytes::len);
+                self.patience.moved(bytes);
+                Poll::Ready(Ok(frame))
+            }
+            Poll::Pending => self.patience.poll_spent(context).map(|()| Err(stalled(self.idle))),
+        });
+        next.await?.transpose().map_err(|error| {
+            ApiError::bad_request(Code::BlobUploadInvalid, format!("the body broke off: {error}"))
+        })
+    }
 }
 
 fn stalled(limit: Duration) -> ApiError {
-    let message =
-        format!("the body made no progress for {} s; what had arrived of a session is kept", limit.as_secs());
+    let message = format!(
+        "the body stood still for {} s in all, or came more slowly than {BYTES_PER_SECOND_MIN} bytes a second; \
+         what had arrived of a session is kept",
+        limit.as_secs()
+    );
     ApiError::new(StatusCode::REQUEST_TIMEOUT, Code::BlobUploadInvalid, message)
 }
 
@@ -207,29 +238,33 @@ impl Writer {
     }
 }
 
-/// Reads a whole document of at most `limit` bytes; `what` names it in the refusal.
+/// Reads a whole document of at most `limit` bytes from `peer`; `what` names it in the refusal.
 pub(super) async fn document(
     state: &State,
+    peer: IpAddr,
     body: Body,
     limit: usize,
     what: &str,
 ) -> Result<Vec<u8>, ApiError> {
-    let mut body = body.into_data_stream();
+    let mut body = Arriving::new(state, body);
     let (mut document, mut place) = (Vec::new(), None);
-    while let Some(bytes) = next_bytes(&mut body, state.options.limits.body_idle).await? {
+    while let Some(bytes) = body.next_bytes().await? {
         let length = document.len() + bytes.len();
         if length > limit {
-            drain(body).await;
+            drain(body.stream).await;
             return Err(document_too_large(limit, what));
         }
         if length > SMALL_DOCUMENT_BYTES && place.is_none() {
-            match state.large_documents.try_acquire() {
+            match state.large_documents.take(peer) {
                 Ok(free) => place = Some(free),
-                Err(_) => {
-                    drain(body).await;
-                    return Err(ApiError::too_many(
-                        "too many large documents at once; try again in a moment",
-                    ));
+                Err(full) => {
+                    drain(body.stream).await;
+                    return Err(ApiError::too_many(match full {
+                        Full::All => "too many large documents at once; try again in a moment",
+                        Full::Share { .. } => {
+                            "too many large documents at once from your address; try again in a moment"
+                        }
+                    }));
                 }
             }
         }
@@ -244,9 +279,9 @@ pub(super) async fn ignore(state: &State, headers: &HeaderMap, body: Body) -> Re
     if headers.contains_key(EXPECT) {
         return Ok(());
     }
-    let (mut body, mut ignored) = (body.into_data_stream(), 0);
+    let (mut body, mut ignored) = (Arriving::new(state, body), 0);
     while ignored <= DRAIN_BYTES_MAX {
-        let Some(bytes) = next_bytes(&mut body, state.options.limits.body_idle).await? else { break };
+        let Some(bytes) = body.next_bytes().await? else { break };
         ignored += bytes.len();
     }
     Ok(())

@@ -99,6 +99,7 @@ fn check(
     if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_BYTES_MAX) {
         return Err(ApiError::new(StatusCode::URI_TOO_LONG, Code::NameInvalid, "the URL is too long"));
     }
+    state.names.check(parts)?;
     if is_cross_site(&parts.method, &parts.headers) {
         let message = "a page of another site may not change anything here";
         return Err(ApiError::new(StatusCode::FORBIDDEN, Code::Denied, message));
@@ -116,7 +117,9 @@ fn check(
 
 /// Whether a browser sends this on behalf of somebody else's page. Without it, any page that the user of a
 /// registry on a loopback address looks at could fill the disk: a plain POST needs nobody's permission. Only
-/// browsers send `Origin`.
+/// browsers send `Origin`, and they do with everything but GET and HEAD. Those change nothing here, and the
+/// browser does not show their answers to the page. A page that took our place by its name is stopped by
+/// [`names`](super::names).
 fn is_cross_site(method: &Method, headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(ORIGIN) else { return false };
     let host = headers.get(HOST).map(HeaderValue::as_bytes);

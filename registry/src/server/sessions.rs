@@ -2,17 +2,18 @@
 //! is only how far its present writer has come, and how many write at once.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rimg_formats::reference::ImageName;
 use rimg_formats::store::{Ingest, UploadId};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::State;
 use super::error::ApiError;
 use super::event::Event;
+use super::places::{Full, Place, Places};
 
 /// How often abandoned uploads are looked for; they live for a day, so an hour more does not matter.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -20,8 +21,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// The uploads that receive bytes at this moment.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    places: Arc<Semaphore>,
-    places_max: usize,
+    places: Arc<Places>,
     active: Mutex<HashMap<UploadId, Active>>,
 }
 
@@ -33,15 +33,18 @@ struct Active {
 }
 
 impl Sessions {
-    pub(super) fn new(places_max: usize) -> Sessions {
-        let places_max = places_max.clamp(1, Semaphore::MAX_PERMITS);
-        Sessions { places: Arc::new(Semaphore::new(places_max)), places_max, active: Mutex::default() }
+    pub(super) fn new(places: Arc<Places>) -> Sessions {
+        Sessions { places, active: Mutex::default() }
     }
 
-    /// A place among those that receive; 429 when all are taken.
-    pub(super) fn admit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        let refused = |_| ApiError::too_many("too many uploads at once; try again in a moment");
-        self.places.clone().try_acquire_owned().map_err(refused)
+    /// A place among those that receive; 429 when all are taken, or all that `peer` may have.
+    pub(super) fn admit(&self, peer: IpAddr) -> Result<Place, ApiError> {
+        self.places.take(peer).map_err(|full| {
+            ApiError::too_many(match full {
+                Full::All => "too many uploads at once; try again in a moment",
+                Full::Share { .. } => "too many uploads at once from your address; try again in a moment",
+            })
+        })
     }
 
     /// Notes that an upload has a writer.
@@ -61,12 +64,7 @@ impl Sessions {
 
     /// Resolves when nobody receives any more and all that was received is put aside.
     pub(super) async fn finished(&self) {
-        for _ in 0..self.places_max {
-            match self.places.acquire().await {
-                Ok(place) => place.forget(),
-                Err(_) => return,
-            }
-        }
+        self.places.all_given_back().await;
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UploadId, Active>> {

@@ -12,11 +12,11 @@ use axum::response::IntoResponse;
 use rimg_formats::digest::{Algorithm, Digest};
 use rimg_formats::reference::{ImageName, RepositoryName};
 use rimg_formats::store::{Expect, Ingest, Repository, Store, StoreError, UploadId};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::State;
 use super::access::{Action, Caller};
 use super::error::{ApiError, Code};
+use super::places::Place;
 use super::range::{self, Chunk};
 use super::receive::{self, Allowance};
 use super::service::{Call, Reply, set_digest, set_location};
@@ -200,12 +200,12 @@ pub(super) async fn cancel(state: &Arc<State>, name: RepositoryName, id: String)
 async fn in_task<F>(
     state: &Arc<State>,
     call: Call,
-    work: impl FnOnce(Arc<State>, Call, OwnedSemaphorePermit) -> F,
+    work: impl FnOnce(Arc<State>, Call, Place) -> F,
 ) -> Result<Reply, ApiError>
 where
     F: Future<Output = Result<Reply, ApiError>> + Send + 'static,
 {
-    match state.sessions.admit() {
+    match state.sessions.admit(call.caller.peer.ip()) {
         Ok(place) => tokio::spawn(work(state.clone(), call, place)).await.map_err(ApiError::internal)?,
         Err(refused) => {
             receive::refuse_body(&call.headers, call.body).await;
@@ -220,7 +220,7 @@ async fn receive_whole(
     name: RepositoryName,
     digest: Digest,
     call: Call,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) -> Result<Reply, ApiError> {
     let repository = ImageName::from(name.clone());
     let ingest =

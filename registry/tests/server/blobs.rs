@@ -160,7 +160,8 @@ fn a_read_that_fails_midway_breaks_the_connection_off() {
     let digest = registry.push("a", &content);
     let mut stream = registry.connect();
     use std::io::Write;
-    write!(stream, "GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: x.example\r\nConnection: close\r\n\r\n")
+        .unwrap();
     // The first bytes prove that the file was whole when it was opened; buffers hold far less than the rest.
     let mut first = [0; 1];
     std::io::Read::read_exact(&mut stream, &mut first).unwrap();

@@ -38,6 +38,8 @@ impl Registry {
 
     pub(crate) fn start_with(change: impl FnOnce(&mut ServerOptions)) -> Registry {
         let mut options = ServerOptions { listen: ([127, 0, 0, 1], 0).into(), ..ServerOptions::default() };
+        // What the requests of these tests call it.
+        options.names = ["registry.example", "x.example"].map(|name| name.parse().unwrap()).to_vec();
         change(&mut options);
         let mut registry = Registry { directory: tempfile::tempdir().unwrap(), options, running: None };
         registry.run();
@@ -88,7 +90,8 @@ impl Registry {
     /// Sends a request with headers and a body of known length.
     pub(crate) fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let mut stream = self.connect();
-        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: registry\r\nConnection: close\r\n");
+        let mut head =
+            format!("{method} {target} HTTP/1.1\r\nHost: registry.example\r\nConnection: close\r\n");
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -115,7 +118,7 @@ impl Registry {
     pub(crate) fn send_chunked(&self, method: &str, target: &str, chunks: &[&[u8]]) -> Answer {
         let mut stream = self.connect();
         let head = format!(
-            "{method} {target} HTTP/1.1\r\nHost: registry\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+            "{method} {target} HTTP/1.1\r\nHost: registry.example\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).unwrap();
         for chunk in chunks {

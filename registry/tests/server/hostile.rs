@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rimg_formats::digest::Digest;
 use rimg_registry::server::{Decision, Event};
@@ -91,13 +91,13 @@ fn broken_http() {
     let cases = [
         "nonsense\r\n\r\n".to_owned(),
         "GET /v2/ HTTP/9.9\r\n\r\n".to_owned(),
-        "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n".to_owned(),
-        "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"
+        "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x.example\r\nContent-Length: -5\r\n\r\n".to_owned(),
+        "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x.example\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"
             .to_owned(),
-        "POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n"
+        "POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x.example\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n"
             .to_owned(),
-        format!("GET /v2/ HTTP/1.1\r\nHost: x\r\n{many_headers}\r\n"),
-        format!("GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "y".repeat(1 << 20)),
+        format!("GET /v2/ HTTP/1.1\r\nHost: x.example\r\n{many_headers}\r\n"),
+        format!("GET /v2/ HTTP/1.1\r\nHost: x.example\r\nX-Long: {}\r\n\r\n", "y".repeat(1 << 20)),
     ];
     for case in cases {
         let status = registry.send_raw(case.as_bytes()).status;
@@ -132,7 +132,7 @@ fn expectations_are_answered_before_the_body() {
         ("PUT /v2/UPPER/manifests/v1", (400, "NAME_INVALID")),
     ] {
         let head = format!(
-            "{line} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000000\r\n\r\n"
+            "{line} HTTP/1.1\r\nHost: x.example\r\nExpect: 100-continue\r\nContent-Length: 1000000000\r\n\r\n"
         );
         // Not shut down for writing: whoever waits to be told to go on keeps the connection open.
         let mut stream = registry.connect();
@@ -182,7 +182,7 @@ fn silence_ends_a_request() {
     });
     let location = registry.open_upload("a");
     let mut stream = registry.connect();
-    let head = format!("PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf");
+    let head = format!("PATCH {location} HTTP/1.1\r\nHost: x.example\r\nContent-Length: 100\r\n\r\nhalf");
     stream.write_all(head.as_bytes()).unwrap();
     assert_eq!(read_answer(&mut stream, "PATCH").status, 408);
     assert_eq!(registry.get(&location).header("range"), Some("0-3"));
@@ -203,14 +203,18 @@ fn large_documents_at_once_are_bounded() {
     for _ in 0..32 {
         let mut stream = registry.connect();
         stream
-            .write_all(b"PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\n")
+            .write_all(
+                b"PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x.example\r\nContent-Length: 100001\r\n\r\n",
+            )
             .unwrap();
         stream.write_all(&[b' '; 100_000]).unwrap();
         endless.push(stream);
     }
     let large = [b' '; 100_000];
     let until = |expected: u16| {
-        for _ in 0..2000 {
+        // Far beyond what a busy machine needs.
+        let end = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < end {
             if registry.put_manifest("a", "v1", OCI_MANIFEST, &large).status == expected {
                 return;
             }
@@ -236,9 +240,48 @@ fn warnings_are_on_every_answer() {
 #[test]
 fn pages_of_other_sites_change_nothing() {
     let registry = Registry::start();
-    for (origin, status) in [("http://evil.example", 403), ("null", 403), ("http://registry", 202)] {
+    for (origin, status) in [("http://evil.example", 403), ("null", 403), ("http://registry.example", 202)] {
         let answer = registry.send("POST", "/v2/a/blobs/uploads/", &[("Origin", origin)], b"");
         assert_eq!(answer.status, status, "{origin}");
     }
     assert_eq!(registry.send("GET", "/v2/", &[("Origin", "http://evil.example")], b"").status, 200);
+}
+
+/// Each pause is shorter than what silence may last: without a least speed this upload would never end.
+#[test]
+fn a_trickle_ends_a_request() {
+    let registry = Registry::start_with(|options| options.limits.body_idle = Duration::from_millis(400));
+    let location = registry.open_upload("a");
+    let mut stream = registry.connect();
+    let head = format!("PATCH {location} HTTP/1.1\r\nHost: x.example\r\nContent-Length: 100000\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut sent = 0;
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    while stream.peek(&mut [0]).is_err() {
+        stream.write_all(b"x").unwrap();
+        sent += 1;
+        assert!(sent < 50, "a byte now and then is borne for ever");
+    }
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(read_answer(&mut stream, "PATCH").status, 408);
+}
+
+/// DNS rebinding: the page's own name leads here, so the browser takes it all for the page's own site.
+#[test]
+fn a_page_whose_name_leads_here_reads_and_writes_nothing() {
+    let registry = Registry::start_with(|options| options.names.clear());
+    let ask = |method: &str, host: &str| {
+        let origin = if method == "GET" { String::new() } else { format!("Origin: http://{host}\r\n") };
+        let target = if method == "GET" { "/v2/_catalog" } else { "/v2/a/blobs/uploads/" };
+        let head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{origin}Content-Length: 0\r\n\r\n");
+        let mut stream = registry.connect();
+        stream.write_all(head.as_bytes()).unwrap();
+        read_answer(&mut stream, method)
+    };
+    for method in ["GET", "POST"] {
+        assert_eq!(ask(method, "evil.example:5000").refusal(), (421, "DENIED".to_owned()), "{method}");
+    }
+    for host in ["127.0.0.1:5000", "localhost:5000", "[::1]:5000"] {
+        assert_eq!((ask("GET", host).status, ask("POST", host).status), (200, 202), "{host}");
+    }
 }

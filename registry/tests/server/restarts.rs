@@ -33,7 +33,7 @@ fn a_shutdown_keeps_what_has_arrived() {
     let content = noise(300_000, 1);
     let location = registry.open_upload("a");
     let mut stream = registry.connect();
-    let head = format!("PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n");
+    let head = format!("PATCH {location} HTTP/1.1\r\nHost: x.example\r\nContent-Length: 300000\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&content[..200_000]).unwrap();
     wait_for_progress(&registry, &location);

@@ -295,7 +295,7 @@ fn the_number_of_sessions_is_bounded() {
 /// Begins a PATCH of `length` bytes, sends `sent` of them and leaves the connection open.
 fn begin_patch(registry: &Registry, location: &str, length: usize, sent: &[u8]) -> std::net::TcpStream {
     let mut stream = registry.connect();
-    let head = format!("PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!("PATCH {location} HTTP/1.1\r\nHost: x.example\r\nContent-Length: {length}\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(sent).unwrap();
     stream
