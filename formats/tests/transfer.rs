@@ -20,10 +20,11 @@ use rimg_formats::media_type;
 use rimg_formats::platform::Platform;
 use rimg_formats::reference::{ImageName, Tag};
 use rimg_formats::store::fsck::FsckOptions;
+use rimg_formats::store::prune::PruneOptions;
 use rimg_formats::store::{PutOptions, Store};
 use rimg_formats::transfer::{
-    CopyOptions, Event, ImageSource, ManifestBytes, Platforms, RepositorySink, TransferError, Version,
-    copy_image,
+    CopyOptions, Event, ImageSink, ImageSource, ManifestBytes, Platforms, RepositorySink, TransferError,
+    Version, copy_image,
 };
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -128,6 +129,57 @@ fn tar_of(entries: &[(&str, &[u8])]) -> Vec<u8> {
         }
     }
     builder.into_inner().unwrap()
+}
+
+/// A sink whose store is collected, as greedily as possible, before each step.
+struct Collected<'a> {
+    store: &'a Store,
+    sink: RepositorySink,
+}
+
+impl Collected<'_> {
+    fn collect(&self) {
+        let options =
+            PruneOptions { untagged: true, all: true, older_than_seconds: 0, ..PruneOptions::default() };
+        self.store.prune(&options).unwrap();
+    }
+}
+
+impl ImageSink for Collected<'_> {
+    fn contains(&self, blob: &Descriptor) -> Result<bool, TransferError> {
+        self.collect();
+        self.sink.contains(blob)
+    }
+
+    fn write(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), TransferError> {
+        self.collect();
+        self.sink.write(blob, content)
+    }
+
+    fn put_manifest(&self, descriptor: &Descriptor, raw: &[u8]) -> Result<(), TransferError> {
+        self.collect();
+        self.sink.put_manifest(descriptor, raw)
+    }
+
+    fn publish(&self, root: &Descriptor) -> Result<(), TransferError> {
+        self.collect();
+        self.sink.publish(root)
+    }
+}
+
+#[test]
+fn a_collector_leaves_alone_what_is_being_copied() {
+    let (here, there) = (world(), world());
+    let index = put_index(&here.store, "app", &["linux/amd64", "linux/arm64"]);
+    let source = here.store.repository(&name("app"));
+    let collected = Collected { store: &there.store, sink: sink(&there.store, "app") };
+    let copied = copy_image(&source, &collected, &latest(), &CopyOptions::default()).unwrap();
+    assert_eq!(copied.digest, index);
+    let repository = there.store.repository(&name("app"));
+    assert_eq!(repository.resolve(&Tag::latest()).unwrap(), Some(index));
+    drop(collected.sink);
+    Collected { store: &there.store, sink: sink(&there.store, "app") }.collect();
+    assert_eq!(repository.resolve(&Tag::latest()).unwrap(), None, "nothing is held for good");
 }
 
 #[test]

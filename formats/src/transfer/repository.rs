@@ -1,11 +1,13 @@
 //! A repository of the store as either end of a copy.
 
 use std::io::{self, Read};
+use std::sync::{Mutex, PoisonError};
 
 use super::{ImageSink, ImageSource, ManifestBytes, TransferError, Version};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::reference::Tag;
+use crate::store::lease::Lease;
 use crate::store::{Expect, Precondition, PutOptions, Repository, StoreError};
 
 impl ImageSource for Repository {
@@ -41,16 +43,19 @@ impl ImageSource for Repository {
 }
 
 /// A repository of the store as the end of a copy.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct RepositorySink {
     repository: Repository,
     tags: Vec<Tag>,
+    /// What was put and has no name yet: a collector that comes in between leaves it alone. Blobs are held by the
+    /// session that brought them until a manifest names them.
+    held: Mutex<Vec<Lease>>,
 }
 
 impl RepositorySink {
-    /// Will point `tags` of `repository` at the image.
+    /// Will point `tags` of `repository` at the image. What was copied is held until the sink is dropped.
     pub fn new(repository: Repository, tags: Vec<Tag>) -> RepositorySink {
-        RepositorySink { repository, tags }
+        RepositorySink { repository, tags, held: Mutex::default() }
     }
 }
 
@@ -79,6 +84,9 @@ impl ImageSink for RepositorySink {
     }
 
     fn put_manifest(&self, descriptor: &Descriptor, raw: &[u8]) -> Result<(), TransferError> {
+        // Before the put, which gives back the session's own lease.
+        let lease = self.repository.store().lease(&descriptor.digest)?;
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(lease);
         let options = PutOptions { digest: Some(descriptor.digest), ..PutOptions::local() };
         self.repository.put_manifest(raw, Some(&descriptor.media_type), &[], &options)?;
         Ok(())
