@@ -70,14 +70,14 @@ impl ImageSink for RemoteRepository {
         Ok(self.has_blob(blob)?)
     }
 
-    /// Content that can be read once only cannot be taken up again after a broken connection, unless nothing
-    /// of it had been read.
+    /// Content that can be read once only cannot be taken up again after a broken connection or a redirect, unless
+    /// nothing of it had been read.
     fn write(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> Result<(), TransferError> {
         let mut content = Some(content);
         let mut open = |offset: u64| -> io::Result<Box<dyn Read + Send + '_>> {
             match content.take() {
                 Some(content) if offset == 0 => Ok(Box::new(content)),
-                _ => Err(io::Error::other("the connection broke, and the content cannot be read again")),
+                _ => Err(io::Error::other("it has to be sent again, but can be read only once")),
             }
         };
         Ok(self.push_blob(blob, &mut open)?)

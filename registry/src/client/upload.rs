@@ -6,6 +6,8 @@
 //! 3. When that breaks off, `GET` on the upload tells how far it came, `PATCH` sends the rest from there, and
 //!    an empty `PUT` closes. A registry that forgot the upload gets a new one from the start.
 //! 4. A registry, or a proxy before it, that finds the request too large (413) gets the blob in chunks.
+//! 5. Where a request with content is redirected (307, 308), the content is read again and sent there, without
+//!    `Authorization` if that is another host.
 //!
 //! Content is read on the caller's thread, through an opener that can start at any offset: that is what makes
 //! going on from the middle possible.
@@ -29,7 +31,7 @@ use super::error::ClientError;
 use super::pipe::{Fed, body, feed, pipe};
 use super::retry;
 use super::session::{Access, Session};
-use super::wire::{Request, network, protocol};
+use super::wire::{REDIRECTS_MAX, Request, network, protocol, redirect, too_many_redirects};
 
 /// Opens the content of a blob at an offset. Called again for every new attempt.
 pub type BlobOpener<'a> = dyn FnMut(u64) -> io::Result<Box<dyn Read + Send + 'a>> + 'a;
@@ -226,7 +228,7 @@ impl<'a, 'o> Upload<'a, 'o> {
         Ok(UploadSession { url, offset, ..upload })
     }
 
-    /// Sends `length` bytes from `offset` on as the body of one request.
+    /// Sends `length` bytes from `offset` on as the body of one request, to wherever it is redirected.
     fn stream(
         &mut self,
         method: Method,
@@ -234,24 +236,40 @@ impl<'a, 'o> Upload<'a, 'o> {
         offset: u64,
         length: u64,
     ) -> Result<Response, ClientError> {
+        let mut request = Request::new(method, url.clone(), &self.what);
+        request.headers = stream_headers(&request.method, offset, length).map_err(ClientError::Setup)?;
+        let mut to = url;
+        for _ in 0..=REDIRECTS_MAX {
+            match self.stream_to(&request, &to, offset, length)? {
+                Sent::Accepted(response) => return Ok(response),
+                Sent::Redirected(next) => to = next,
+            }
+        }
+        Err(too_many_redirects(&request))
+    }
+
+    fn stream_to(
+        &mut self,
+        request: &Request,
+        to: &Url,
+        offset: u64,
+        length: u64,
+    ) -> Result<Sent, ClientError> {
         let source = |source| ClientError::Source { what: self.what.clone(), source };
         let mut content = (self.open)(offset).map_err(source)?;
         let (sender, receiver) = pipe();
         let progress = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&progress);
-        let headers = stream_headers(&method, offset, length).map_err(ClientError::Setup)?;
         let body = body(receiver, move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
         let exchange = Exchange {
             session: Arc::clone(&self.session),
             access: self.access.clone(),
-            method,
-            url,
-            headers,
+            request: request.clone(),
+            to: to.clone(),
             body: reqwest::Body::wrap_stream(body),
             progress,
-            what: self.what.clone(),
         };
         let exchange = self.client.runtime()?.spawn(exchange.run());
         let fed = feed(&mut *content, length, &sender);
@@ -266,45 +284,55 @@ impl<'a, 'o> Upload<'a, 'o> {
     }
 }
 
+/// What became of a request with a streamed body.
+enum Sent {
+    /// It succeeded.
+    Accepted(Response),
+    /// It belongs here; its body is spent.
+    Redirected(Url),
+}
+
 /// One request with a streamed body, which therefore cannot be repeated by itself.
 struct Exchange {
     session: Arc<Session>,
     access: Access,
-    method: Method,
-    url: Url,
-    headers: HeaderMap,
+    /// As it was meant at first; its body is `body`.
+    request: Request,
+    /// Where it goes: the request's own URL, or where that was redirected to.
+    to: Url,
     body: reqwest::Body,
     progress: Arc<AtomicU64>,
-    what: String,
 }
 
 impl Exchange {
-    async fn run(self) -> Result<Response, ClientError> {
-        let (session, what) = (self.session, self.what);
-        let mut headers = self.headers;
-        let authorization = match session.endpoint.owns(&self.url) {
-            true => session.authorization(&self.access, &what).await?,
-            false => None,
-        };
+    async fn run(self) -> Result<Sent, ClientError> {
+        let (session, to, what) = (self.session, self.to, self.request.what.clone());
+        // A place that was led to from outside of the registry gets no credentials either.
+        let ours = session.endpoint.owns(&self.request.url) && session.endpoint.owns(&to);
+        let authorization = if ours { session.authorization(&self.access, &what).await? } else { None };
+        let mut headers = self.request.headers.clone();
         headers.extend(authorization.iter().map(|value| (AUTHORIZATION, value.clone())));
-        let request = session.wire.pool(&self.url)?.request(self.method, self.url.clone());
-        let sending = request.headers(headers).body(self.body).send();
+        let builder = session.wire.pool(&to)?.request(self.request.method.clone(), to.clone());
+        let sending = builder.headers(headers).body(self.body).send();
         tokio::pin!(sending);
         let response = loop {
             let seen = self.progress.load(Ordering::Relaxed);
             match tokio::time::timeout(session.wire.options.idle_timeout, &mut sending).await {
-                Ok(sent) => break sent.map_err(|error| network(&self.url, &what, &error))?,
+                Ok(sent) => break sent.map_err(|error| network(&to, &what, &error))?,
                 Err(_) if self.progress.load(Ordering::Relaxed) == seen => {
-                    return Err(session.wire.silent(&self.url, &what));
+                    return Err(session.wire.silent(&to, &what));
                 }
                 Err(_) => {}
             }
         };
         let status = response.status();
         if status.is_success() {
-            return Ok(response);
+            return Ok(Sent::Accepted(response));
         }
-        if status == StatusCode::UNAUTHORIZED && session.endpoint.owns(&self.url) {
+        if let Some(next) = redirect(&to, &self.request, &response)? {
+            return Ok(Sent::Redirected(next));
+        }
+        if status == StatusCode::UNAUTHORIZED && ours {
             let refused = authorization.as_ref();
             let renewed = session.renew(&self.access, &what, refused, response.headers()).await?;
             if renewed.is_some() {
@@ -316,9 +344,6 @@ impl Exchange {
                     reason,
                 });
             }
-        }
-        if status.is_redirection() {
-            return Err(protocol(&self.url, &what, "it redirects an upload that is under way"));
         }
         let retry_after = retry::retry_after(response.headers(), SystemTime::now());
         let (host, detail) = match session.refusal(&self.access, response, &what).await {

@@ -24,7 +24,7 @@ use super::retry;
 use super::tls;
 
 /// Most redirects followed for one request. Registries need one, some content networks two.
-const REDIRECTS_MAX: usize = 5;
+pub(super) const REDIRECTS_MAX: usize = 5;
 /// Most bytes read of an error's body.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 
@@ -154,7 +154,7 @@ impl Wire {
                 Some(next) => url = next,
             }
         }
-        Err(protocol(&request.url, &request.what, format!("it redirects more than {REDIRECTS_MAX} times")))
+        Err(too_many_redirects(request))
     }
 
     async fn await_answer(
@@ -279,8 +279,17 @@ impl<'a> Retries<'a> {
     }
 }
 
-/// Where `response` sends the request, if it does.
-fn redirect(from: &Url, request: &Request, response: &Response) -> Result<Option<Url>, ClientError> {
+/// The error of a request that is sent on for ever.
+pub(super) fn too_many_redirects(request: &Request) -> ClientError {
+    protocol(&request.url, &request.what, format!("it redirects more than {REDIRECTS_MAX} times"))
+}
+
+/// Where `response` of `from` sends `request`, if it does.
+pub(super) fn redirect(
+    from: &Url,
+    request: &Request,
+    response: &Response,
+) -> Result<Option<Url>, ClientError> {
     let read_only = matches!(request.method, Method::GET | Method::HEAD);
     let follow = match response.status() {
         StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => true,

@@ -284,6 +284,27 @@ fn an_upload_to_another_host_goes_without_credentials() {
 }
 
 #[test]
+fn a_redirected_upload_takes_credentials_along_within_the_registry_only() {
+    let elsewhere = Fake::start(|asked| {
+        assert_eq!(asked.header("authorization"), "", "credentials were sent to another host");
+        assert_eq!(asked.body(), b"layer");
+        Answer::status(201)
+    });
+    let storage = format!("http://{}/upload", elsewhere.address);
+    let fake =
+        Fake::start(move |asked| match (asked.header("authorization") == basic(), asked.method.as_str()) {
+            (false, _) => Answer::status(401).with("www-authenticate", "Basic"),
+            (true, "POST") => Answer::status(202).with("location", "/u"),
+            (true, _) if asked.target.starts_with("/u?") => Answer::status(307).with("location", "/moved"),
+            (true, _) => Answer::status(307).with("location", &storage),
+        });
+    let repository = with_credential(&fake, me());
+    let mut open = |_| -> std::io::Result<Box<dyn std::io::Read + Send>> { Ok(Box::new(&b"layer"[..])) };
+    repository.push_blob(&descriptor(b"layer"), &mut open).unwrap();
+    assert_eq!((fake.count("PUT /u?"), fake.count("PUT /moved"), elsewhere.count("PUT /upload")), (1, 1, 1));
+}
+
+#[test]
 fn a_401_in_the_middle_of_an_upload_is_answered_with_a_new_token() {
     let fetched = Arc::new(AtomicUsize::new(0));
     let given = Arc::clone(&fetched);

@@ -299,3 +299,59 @@ fn a_refused_mount_does_not_stop_a_push() {
     push(&repository, b"x").unwrap();
     assert!(received.lock().unwrap().done.is_some());
 }
+
+/// A registry whose uploads are taken elsewhere: `moved` says where a request with content goes.
+fn moving(moved: impl Fn(&Asked) -> Option<(u16, String)> + Send + Sync + 'static) -> (Fake, Shared) {
+    registry(move |asked, _| {
+        let (status, to) = moved(asked).filter(|_| asked.body_length > 0)?;
+        Some(Answer::status(status).with("location", to))
+    })
+}
+
+#[test]
+fn a_redirected_upload_is_sent_again_to_where_it_leads() {
+    let content = content();
+    let storage = Arc::new(Mutex::new(Vec::new()));
+    let arrived = Arc::clone(&storage);
+    let elsewhere = Fake::start(move |asked| {
+        arrived.lock().unwrap().push((asked.line(), asked.body()));
+        Answer::status(201)
+    });
+    for status in [307, 308] {
+        let to = format!("http://{}/bucket?signature=1", elsewhere.address);
+        let (fake, _) = moving(move |_| Some((status, to.clone())));
+        push(&fake.repository(), &content).unwrap();
+        assert_eq!(methods(&fake), ["POST", "PUT"]);
+        let arrived = std::mem::take(&mut *storage.lock().unwrap());
+        assert!(arrived == [("PUT /bucket".to_owned(), content.clone())], "{status}");
+    }
+}
+
+#[test]
+fn redirected_chunks_go_on_where_they_were_led() {
+    let content = content();
+    let (fake, received) = moving(|asked| {
+        let query = asked.target.strip_prefix("/u/1")?;
+        Some((307, format!("/elsewhere{query}")))
+    });
+    push(&chunked(&fake, 1_000_000), &content).unwrap();
+    assert!(received.lock().unwrap().done.as_ref() == Some(&content));
+    // The first chunk is led away once; the rest follows what is said there.
+    assert_eq!(methods(&fake), ["POST", "PATCH", "PATCH", "PATCH", "PATCH", "PUT"]);
+}
+
+#[test]
+fn uploads_are_not_redirected_for_ever_nor_anywhere() {
+    let table = [
+        (307, "/u/1?_state=a%2Fb", "redirects more than 5 times", 6),
+        (307, "file:///etc/passwd", "points to a `file:` URL", 1),
+        (303, "/elsewhere", "redirects a PUT by status 303", 1),
+        (302, "/elsewhere", "redirects a PUT by status 302", 1),
+    ];
+    for (status, to, reason, requests) in table {
+        let (fake, _) = moving(move |_| Some((status, to.to_owned())));
+        let error = push(&fake.repository(), b"layer").unwrap_err();
+        assert!(error.to_string().contains(reason), "{error}");
+        assert_eq!(fake.count("PUT"), requests, "{to}");
+    }
+}
