@@ -98,6 +98,38 @@ pub(super) async fn add_by_tag(
         return Ok(());
     }
     listed.push(manifest);
+    put_list(session, access, name, subject, listed).await
+}
+
+/// Takes `manifest`, which was deleted, from the list under its subject's referrers tag, as clients should where
+/// the registry has no list of its own (distribution-spec, *Deleting Manifests*).
+pub(super) async fn remove_by_tag(
+    session: &Session,
+    access: &Access,
+    name: &RepositoryName,
+    subject: &Digest,
+    manifest: &Digest,
+) -> Result<(), ClientError> {
+    match by_interface(session, access, name, subject, None).await {
+        Err(ClientError::NotFound { .. }) => {}
+        answered => return answered.map(drop),
+    }
+    let mut listed = by_tag(session, access, name, subject).await?;
+    let before = listed.len();
+    listed.retain(|entry| entry.digest != *manifest);
+    if listed.len() == before {
+        return Ok(());
+    }
+    put_list(session, access, name, subject, listed).await
+}
+
+async fn put_list(
+    session: &Session,
+    access: &Access,
+    name: &RepositoryName,
+    subject: &Digest,
+    listed: Vec<Descriptor>,
+) -> Result<(), ClientError> {
     let index = Index::build(listed, Default::default());
     manifests::put(session, access, name, &referrers_tag(subject), index.raw(), index.media_type())
         .await

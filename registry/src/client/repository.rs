@@ -165,9 +165,24 @@ impl RemoteRepository {
         self.with_session(async |session| manifests::delete(&session, &self.name, tag.as_str()).await)
     }
 
-    /// Deletes a manifest with all tags on it.
+    /// Deletes a manifest with all tags on it. Its subject ceases to list it, if need be by the referrers tag.
     pub fn delete_manifest(&self, digest: &Digest) -> Result<(), ClientError> {
-        self.with_session(async |session| manifests::delete(&session, &self.name, &digest.to_string()).await)
+        let version = digest.to_string();
+        let pull = Access::pull(&self.name);
+        self.with_session(async |session| {
+            // One that cannot be read, a damaged one for instance, can be deleted all the same.
+            let received = manifests::get(&session, &pull, &self.name, &version, Some(digest)).await.ok();
+            let manifest = received
+                .and_then(|received| ManifestOrIndex::parse(&received.raw, Some(&received.media_type)).ok());
+            manifests::delete(&session, &self.name, &version).await?;
+            match manifest.as_ref().and_then(ManifestOrIndex::subject) {
+                Some(subject) => {
+                    let access = Access::push(&self.name);
+                    referrers::remove_by_tag(&session, &access, &self.name, &subject.digest, digest).await
+                }
+                None => Ok(()),
+            }
+        })
     }
 
     /// The tags, sorted, at most `limit`.

@@ -201,14 +201,19 @@ fn referrers_by_the_interface_and_by_the_tag() {
     assert!(nothing.repository().referrers(&subject, None).unwrap().is_empty());
 }
 
-#[test]
-fn a_subject_is_filed_by_the_client_when_the_registry_does_not() {
+/// A subject, and a manifest that refers to it.
+fn referrer() -> (Descriptor, Vec<u8>) {
     let subject = Descriptor::new(OCI_MANIFEST, Digest::sha256(b"subject"), 7);
     let config = Descriptor::new(OCI_CONFIG, Digest::sha256(b"{}"), 2);
     let mut value: serde_json::Value =
         serde_json::from_slice(Manifest::build(config, vec![], Default::default()).raw()).unwrap();
     value["subject"] = serde_json::to_value(&subject).unwrap();
-    let raw = serde_json::to_vec(&value).unwrap();
+    (subject, serde_json::to_vec(&value).unwrap())
+}
+
+#[test]
+fn a_subject_is_filed_by_the_client_when_the_registry_does_not() {
+    let (subject, raw) = referrer();
     for filed in [true, false] {
         let put = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&put);
@@ -240,8 +245,55 @@ fn deleting_names_the_version() {
     fake.repository().delete_tag(&Tag::latest()).unwrap();
     assert_eq!(
         fake.log(),
-        [format!("DELETE /v2/app/manifests/{digest}"), "DELETE /v2/app/manifests/latest".to_owned()]
+        [
+            format!("GET /v2/app/manifests/{digest}"),
+            format!("DELETE /v2/app/manifests/{digest}"),
+            "DELETE /v2/app/manifests/latest".to_owned()
+        ]
     );
+}
+
+#[test]
+fn a_deleted_referrer_leaves_the_list_that_clients_keep() {
+    let (subject, raw) = referrer();
+    let digest = Digest::sha256(&raw);
+    let entry = |digest: Digest| Descriptor::new(OCI_MANIFEST, digest, 1);
+    let other = Digest::sha256(b"other");
+    let tag = format!("/v2/app/manifests/sha256-{}", subject.digest.hex());
+    let full = Index::build(vec![entry(digest), entry(other)], Default::default()).raw().to_vec();
+    let without = Index::build(vec![entry(other)], Default::default()).raw().to_vec();
+    // What the registry lists by itself, what it has under the tag, and what is put there.
+    let table = [
+        (true, Some(&full), None),
+        (false, Some(&full), Some(&without)),
+        (false, Some(&without), None),
+        (false, None, None),
+    ];
+    for (has_interface, listed, expected) in table {
+        let put = Arc::new(Mutex::new(None));
+        let (kept, raw, tag, listed) = (Arc::clone(&put), raw.clone(), tag.clone(), listed.cloned());
+        let fake = Fake::start(move |asked| match asked.method.as_str() {
+            "DELETE" => Answer::status(202),
+            "PUT" => {
+                assert_eq!(asked.target, tag);
+                *kept.lock().unwrap() = Some(asked.body());
+                Answer::status(201)
+            }
+            _ if asked.target.ends_with(&digest.to_string()) => {
+                Answer::ok(raw.clone()).with("content-type", OCI_MANIFEST)
+            }
+            _ if asked.target.contains("/referrers/") && has_interface => {
+                Answer::ok(r#"{"schemaVersion":2,"manifests":[]}"#).with("content-type", OCI_INDEX)
+            }
+            _ => match listed.clone().filter(|_| asked.target == tag) {
+                Some(listed) => Answer::ok(listed).with("content-type", OCI_INDEX),
+                None => Answer::status(404),
+            },
+        });
+        fake.repository().delete_manifest(&digest).unwrap();
+        assert_eq!(fake.count(&format!("DELETE /v2/app/manifests/{digest}")), 1);
+        assert_eq!(put.lock().unwrap().as_ref(), expected, "{:?}", fake.log());
+    }
 }
 
 #[test]
