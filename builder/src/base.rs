@@ -28,9 +28,14 @@ pub enum BaseImageError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Anything else, such as a network that is down; the text says what, and names the image.
-    #[error("{0}")]
-    Other(String),
+    /// Anything else, such as a network that is down.
+    #[error("{message}")]
+    Other {
+        /// What went wrong; names the image.
+        message: String,
+        /// What may help.
+        help: Option<String>,
+    },
 }
 
 /// The images of one store, and no registry.

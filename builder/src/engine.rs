@@ -213,6 +213,7 @@ impl<'a> Builder<'a> {
                         "for a directory write `./{name}`; `rimg images` lists what the store has"
                     ))
                 }
+                BaseImageError::Other { help: Some(help), .. } => diagnostic.help(help),
                 _ => diagnostic,
             }
         })

@@ -87,15 +87,28 @@ pub(crate) fn one_platform(platform: Option<Platform>) -> Platforms {
 
 /// A failure of a copy, with what the registry's client advises.
 pub(crate) fn explain(error: TransferError, doing: &str) -> Failure {
-    let hint = match &error {
-        TransferError::Remote(inner) => inner.downcast_ref::<ClientError>().and_then(ClientError::hint),
-        _ => None,
-    };
+    let hint = client_error(&error).and_then(ClientError::hint);
     let failure = Failure::from(error).context(doing);
     match hint {
         Some(hint) => failure.hint(hint),
         None => failure,
     }
+}
+
+/// What the registry's client said, however deep it lies: a stream that fails wraps it in an I/O error.
+fn client_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e ClientError> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<ClientError>() {
+            return Some(found);
+        }
+        // `io::Error` hides what it wraps from `source()`.
+        next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// Shows a copy: a task for each blob.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use reqwest::Url;
 
 use super::credentials::CredentialError;
+use super::diagnosis::{Distrust, NoConnection, Target};
 
 /// Most characters of a registry's own message that are shown.
 const MESSAGE_CHARS_MAX: usize = 400;
@@ -65,16 +66,32 @@ pub enum ClientError {
         /// The registry.
         host: String,
     },
+    /// The answer is no HTTP: probably the server wants TLS, or another protocol altogether.
+    #[error("{host} answers with something other than HTTP")]
+    HttpExpected {
+        /// The server.
+        host: String,
+        /// Whether TLS was spoken.
+        tls: bool,
+    },
     /// The TLS handshake failed: mostly a certificate that nobody known has signed.
     #[error("no trusted connection to {host}: {reason}")]
     Tls {
         /// The server.
         host: String,
-        /// What TLS says.
-        reason: String,
+        /// What is wrong with its certificate, or what TLS says.
+        reason: Distrust,
     },
-    /// The registry cannot be reached, or the connection broke once too often.
-    #[error("no connection to {host} for {what}: {reason}")]
+    /// No connection came about.
+    #[error("failed to reach {}: {reason}", .target.host)]
+    NoConnection {
+        /// Where it was to lead.
+        target: Box<Target>,
+        /// Why not.
+        reason: NoConnection,
+    },
+    /// The connection broke, or nothing came over it for too long, once too often.
+    #[error("the connection to {host} failed at {what}: {reason}")]
     Unreachable {
         /// The server.
         host: String,
@@ -174,17 +191,22 @@ impl ClientError {
             ClientError::TlsExpected { .. } => {
                 Some("if the network between is trusted, allow it with `--plain-http`".to_owned())
             }
-            ClientError::Tls { host, .. } => Some(format!(
-                "put the certificate of the authority that signed it into /etc/docker/certs.d/{}/ca.crt, or name it in SSL_CERT_FILE",
-                shown_host(host)
-            )),
+            ClientError::HttpExpected { tls: false, .. } => {
+                Some("if it speaks TLS, leave out `--plain-http`".to_owned())
+            }
+            ClientError::Tls { host, reason } => reason.hint(host),
+            ClientError::NoConnection { target, reason } => reason.hint(target),
             _ => None,
         }
     }
 
     /// Whether the same request may succeed when repeated.
     pub(super) fn is_transient(&self) -> bool {
-        matches!(self, ClientError::Unreachable { .. } | ClientError::ServerFailed { .. })
+        match self {
+            ClientError::NoConnection { reason, .. } => reason.is_transient(),
+            ClientError::Unreachable { .. } | ClientError::ServerFailed { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether it says that the thing is not there.

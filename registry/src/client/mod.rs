@@ -8,6 +8,7 @@
 //! | `session`, `challenge`, `token` | who is asking: challenges, tokens, `Authorization` |
 //! | `credentials`, `credential_helper`, `login` | where passwords are kept |
 //! | `wire`, `endpoint`, `retry`, `tls`, `pipe` | exchanges: connections, redirects, limits, retries, trust |
+//! | `error`, `diagnosis` | what went wrong, and what helps |
 //!
 //! From the outside everything is synchronous and may be called from any number of threads, though not from
 //! within asynchronous code. Memory is bounded: a transfer holds about two MiB whatever the blob's size.
@@ -15,6 +16,7 @@
 mod challenge;
 mod credential_helper;
 mod credentials;
+mod diagnosis;
 mod download;
 mod endpoint;
 mod error;
@@ -42,6 +44,7 @@ use rimg_formats::reference::{Reference, RegistryHost};
 use tokio::runtime::Runtime;
 
 pub use credentials::{AuthFiles, Credential, CredentialError, SavedIn, Secret};
+pub use diagnosis::{Distrust, NoConnection, Target};
 pub use error::ClientError;
 pub use login::Login;
 pub use repository::{RemoteManifest, RemoteRepository};
@@ -126,13 +129,20 @@ impl Default for ClientOptions {
             user_agent: concat!("rimg/", env!("CARGO_PKG_VERSION")).to_owned(),
             retry: RetryPolicy::default(),
             ca_files: Vec::new(),
-            certificate_folders: vec!["/etc/docker/certs.d".into(), "/etc/containers/certs.d".into()],
+            certificate_folders: certificate_folders(std::env::var_os("HOME").map(PathBuf::from)),
             connect_timeout: Duration::from_secs(30),
             // Registries that commit a large blob to an object store are silent for minutes.
             idle_timeout: Duration::from_secs(180),
             chunk_bytes: None,
         }
     }
+}
+
+/// Where docker and podman look for certificates: the user's own folder comes first.
+fn certificate_folders(home: Option<PathBuf>) -> Vec<PathBuf> {
+    let own = home.filter(|home| home.is_absolute()).map(|home| home.join(".config/containers/certs.d"));
+    let shared = ["/etc/docker/certs.d", "/etc/containers/certs.d"].map(PathBuf::from);
+    own.into_iter().chain(shared).collect()
 }
 
 /// A client of any number of registries. Clones share connections, tokens and the runtime, which starts with

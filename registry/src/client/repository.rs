@@ -172,8 +172,10 @@ impl RemoteRepository {
         self.with_session(async |session| {
             // One that cannot be read, a damaged one for instance, can be deleted all the same.
             let received = manifests::get(&session, &pull, &self.name, &version, Some(digest)).await.ok();
-            let manifest = received
-                .and_then(|received| ManifestOrIndex::parse(&received.raw, Some(&received.media_type)).ok());
+            let manifest = received.and_then(|received| {
+                let named = Some(received.media_type.as_str()).filter(|named| !named.is_empty());
+                ManifestOrIndex::parse(&received.raw, named).ok()
+            });
             manifests::delete(&session, &self.name, &version).await?;
             match manifest.as_ref().and_then(ManifestOrIndex::subject) {
                 Some(subject) => {

@@ -31,7 +31,7 @@ use super::error::ClientError;
 use super::pipe::{Fed, body, feed, pipe};
 use super::retry;
 use super::session::{Access, Session};
-use super::wire::{REDIRECTS_MAX, Request, network, protocol, redirect, too_many_redirects};
+use super::wire::{REDIRECTS_MAX, Request, protocol, redirect, too_many_redirects};
 
 /// Opens the content of a blob at an offset. Called again for every new attempt.
 pub type BlobOpener<'a> = dyn FnMut(u64) -> io::Result<Box<dyn Read + Send + 'a>> + 'a;
@@ -318,7 +318,7 @@ impl Exchange {
         let response = loop {
             let seen = self.progress.load(Ordering::Relaxed);
             match tokio::time::timeout(session.wire.options.idle_timeout, &mut sending).await {
-                Ok(sent) => break sent.map_err(|error| network(&to, &what, &error))?,
+                Ok(sent) => break sent.map_err(|error| session.wire.network(&to, &what, &error))?,
                 Err(_) if self.progress.load(Ordering::Relaxed) == seen => {
                     return Err(session.wire.silent(&to, &what));
                 }

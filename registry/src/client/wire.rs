@@ -5,8 +5,6 @@
 //! coming. What is limited is the time without any progress.
 
 use std::collections::HashMap;
-use std::error::Error as _;
-use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -18,8 +16,9 @@ use reqwest::{Client as HttpClient, Method, Response, StatusCode, Url};
 use rimg_formats::reference::RegistryHost;
 
 use super::ClientOptions;
+use super::diagnosis::{innermost, network};
 use super::endpoint::{self, same_origin};
-use super::error::{ClientError, message_of, sanitise, shown_url};
+use super::error::{ClientError, message_of, sanitise};
 use super::retry;
 use super::tls;
 
@@ -164,9 +163,14 @@ impl Wire {
         builder: reqwest::RequestBuilder,
     ) -> Result<Response, ClientError> {
         match tokio::time::timeout(self.options.idle_timeout, builder.send()).await {
-            Ok(sent) => sent.map_err(|error| network(url, what, &error)),
+            Ok(sent) => sent.map_err(|error| self.network(url, what, &error)),
             Err(_) => Err(self.silent(url, what)),
         }
+    }
+
+    /// The error behind a request that got no answer.
+    pub(super) fn network(&self, url: &Url, what: &str, error: &reqwest::Error) -> ClientError {
+        network(url, what, self.options.connect_timeout, error)
     }
 
     /// The error of a server that says nothing for too long.
@@ -183,7 +187,7 @@ impl Wire {
     ) -> Result<Option<Bytes>, ClientError> {
         match tokio::time::timeout(self.options.idle_timeout, response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(error)) => Err(network(response.url(), what, &error)),
+            Ok(Err(error)) => Err(self.network(response.url(), what, &error)),
             Err(_) => Err(self.silent(response.url(), what)),
         }
     }
@@ -320,47 +324,4 @@ pub(super) fn protocol(url: &Url, what: &str, reason: impl Into<String>) -> Clie
 pub(super) fn host_of(url: &Url) -> String {
     let port = url.port().map_or(String::new(), |port| format!(":{port}"));
     sanitise(&format!("{}{port}", url.host_str().unwrap_or_default()))
-}
-
-/// The error behind a request that got no answer.
-pub(super) fn network(url: &Url, what: &str, error: &reqwest::Error) -> ClientError {
-    let host = host_of(url);
-    match tls_error(error) {
-        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
-            ClientError::TlsExpected { host }
-        }
-        Some(reason @ (rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_))) => {
-            ClientError::Tls { host, reason: sanitise(&reason.to_string()) }
-        }
-        _ if error.is_builder() => {
-            ClientError::Setup(format!("request for {}: {}", shown_url(url), innermost(error)))
-        }
-        _ => ClientError::Unreachable { host, what: what.to_owned(), reason: innermost(error) },
-    }
-}
-
-/// The TLS error within `error`, if there is one.
-fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
-    let mut next = error.source();
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<rustls::Error>() {
-            return Some(found);
-        }
-        // `io::Error` hides what it wraps from `source()`, and one may wrap another.
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = match wrapped {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
-}
-
-/// The last cause, which says most; reqwest's own words would repeat the URL.
-fn innermost(error: &reqwest::Error) -> String {
-    let Some(mut cause) = error.source() else { return sanitise(&error.to_string()) };
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    sanitise(&cause.to_string())
 }

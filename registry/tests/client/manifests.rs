@@ -9,7 +9,7 @@ use rimg_formats::digest::Digest;
 use rimg_formats::manifest::{Index, Manifest};
 use rimg_formats::media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
 use rimg_formats::reference::Tag;
-use rimg_registry::client::{Client, ClientError, ClientOptions, PlainHttp};
+use rimg_registry::client::{Client, ClientError, ClientOptions, NoConnection, PlainHttp, RetryPolicy};
 
 use crate::fake::{Answer, Fake, options};
 
@@ -302,8 +302,35 @@ fn nobody_listening_is_an_error_that_names_the_host() {
     let reference = format!("{address}/app").parse().unwrap();
     let client = Client::new(options());
     let error = client.repository(&reference).manifest_by_tag(&Tag::latest()).unwrap_err();
-    assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
-    assert!(error.to_string().contains(&address.to_string()), "{error}");
+    assert!(matches!(error, ClientError::NoConnection { reason: NoConnection::Refused, .. }), "{error}");
+    assert_eq!(
+        error.to_string(),
+        format!("failed to reach {address}: nothing listens there (connection refused)")
+    );
+    assert!(error.hint().unwrap().contains("rimg serve"));
+}
+
+/// `.invalid` is a name that nobody has, and that no name server is asked for (RFC 6761).
+#[test]
+fn a_name_that_nobody_has_is_an_error_at_once() {
+    let retry = RetryPolicy { tries_max: 2, first_wait: Duration::from_secs(3600), ..RetryPolicy::default() };
+    let client = Client::new(ClientOptions { retry, plain_http: PlainHttp::Loopback, ..options() });
+    let reference = "registry.invalid/app".parse().unwrap();
+    let error = client.repository(&reference).manifest_by_tag(&Tag::latest()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "failed to reach registry.invalid: the name could not be resolved: no address is known for it"
+    );
+    assert!(error.hint().unwrap().contains("check the spelling"));
+}
+
+#[test]
+fn a_server_that_wants_tls_is_not_spoken_to_without() {
+    // A TLS alert, as servers send when they are spoken to in the clear.
+    let fake = Fake::saying(b"\x15\x03\x03\x00\x02\x02\x32");
+    let error = fake.repository().manifest_by_tag(&Tag::latest()).unwrap_err();
+    assert!(matches!(error, ClientError::HttpExpected { tls: false, .. }), "{error}");
+    assert!(error.hint().unwrap().contains("--plain-http"));
 }
 
 #[test]

@@ -37,8 +37,10 @@ impl BaseImages for StoreThenRegistry<'_> {
         }
         self.display.apply(Change::Note { line: format!("pulling {reference}") });
         let platforms = Platforms::Only(vec![platform.clone()]);
-        remote::pull(&self.store, reference, platforms, &self.remote, self.display)
-            .map_err(|failure| BaseImageError::Other(failure.message().to_owned()))?;
+        remote::pull(&self.store, reference, platforms, &self.remote, self.display).map_err(|failure| {
+            let help = Some(failure.hints().join("; ")).filter(|help| !help.is_empty());
+            BaseImageError::Other { message: failure.message().to_owned(), help }
+        })?;
         self.stored(reference, platform)?.ok_or_else(|| BaseImageError::Unknown(reference.to_string()))
     }
 }
