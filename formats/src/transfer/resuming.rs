@@ -1,7 +1,7 @@
 //! [`Resuming`]: a blob's stream that survives broken connections.
 //!
-//! Where a source breaks off, it is opened again at that offset; the sink sees one stream. Every byte of progress
-//! resets the patience. The digest decides at the end, so a source that resumes wrongly is found out.
+//! Where a source breaks off, it is opened again at that offset; the sink sees one stream. Enough progress resets the
+//! patience. The digest decides at the end, so a source that resumes wrongly is found out.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,8 +10,10 @@ use std::time::Duration;
 use super::{CopyOptions, Event, ImageSource, TransferError};
 use crate::descriptor::Descriptor;
 
-/// How often a broken stream is taken up again without having advanced.
+/// How often a broken stream is taken up again without having advanced by [`PROGRESS_BYTES_MIN`].
 const READ_ATTEMPTS_MAX: u32 = 4;
+/// So much has to come before a break is the first one again: a source that gives a byte at a time is not worth it.
+const PROGRESS_BYTES_MIN: u64 = 1 << 20;
 /// The first wait before that; it doubles each time.
 const READ_RETRY_WAIT: Duration = Duration::from_millis(200);
 
@@ -24,6 +26,8 @@ pub(super) struct Resuming<'a> {
     inner: Option<Box<dyn Read + Send + 'a>>,
     offset: u64,
     attempts: u32,
+    /// Where it was opened last.
+    opened_at: u64,
     /// How far progress was told: what is read again is no progress.
     told_bytes: &'a AtomicU64,
 }
@@ -39,14 +43,26 @@ impl<'a> Resuming<'a> {
         told_bytes: &'a AtomicU64,
     ) -> Result<Resuming<'a>, TransferError> {
         let inner = Some(source.open(blob, offset)?);
-        Ok(Resuming { source, blob, options, failed, inner, offset, attempts: 0, told_bytes })
+        Ok(Resuming {
+            source,
+            blob,
+            options,
+            failed,
+            inner,
+            offset,
+            attempts: 0,
+            opened_at: offset,
+            told_bytes,
+        })
     }
 }
 
 impl Resuming<'_> {
     fn advance(&mut self, count: usize) {
         self.offset += count as u64;
-        self.attempts = 0;
+        if self.offset - self.opened_at >= PROGRESS_BYTES_MIN {
+            self.attempts = 0;
+        }
         let told = self.told_bytes.fetch_max(self.offset, Ordering::Relaxed);
         if self.offset > told {
             let bytes = self.offset - told;
@@ -62,6 +78,7 @@ impl Resuming<'_> {
         }
         std::thread::sleep(READ_RETRY_WAIT * (1 << self.attempts));
         self.attempts += 1;
+        self.opened_at = self.offset;
         self.inner = Some(self.source.open(self.blob, self.offset).map_err(io::Error::other)?);
         Ok(())
     }

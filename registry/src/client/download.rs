@@ -22,14 +22,12 @@ use tokio::sync::mpsc::{Receiver, Sender};
 use super::endpoint;
 use super::error::{ClientError, shown_url};
 use super::pipe::{Gather, Piece, pipe};
+use super::retry::Resumptions;
 use super::session::{Access, Session};
 use super::wire::{Request, host_of, protocol};
 
 /// Most places outside of the registry that a foreign layer is looked for in.
 const FOREIGN_URLS_MAX: usize = 5;
-/// Most times one download is taken up again, even if each brings a little: a server that gives one byte at a
-/// time is not worth it.
-const RESUMES_MAX: u32 = 50;
 
 /// Begins to download `blob` from byte `offset`. Fails here when the blob is not there at all.
 pub(super) async fn start(
@@ -143,9 +141,8 @@ impl Download {
     async fn pump(mut self, body: Body, sender: Sender<Piece>) {
         let mut gather = Gather::default();
         let mut next = Ok(body);
-        let (mut failed, mut resumes) = (0, 0);
+        let mut resumptions = Resumptions::new(self.session.wire.options.retry, self.received);
         loop {
-            let before = self.received;
             let error = match next {
                 Ok(body) => match self.drain(body, &mut gather, &sender).await {
                     Ok(true) => return,
@@ -154,13 +151,8 @@ impl Download {
                 },
                 Err(error) => error,
             };
-            failed = if self.received > before { 1 } else { failed + 1 };
-            resumes += 1;
-            let wait = self.session.wire.options.retry.wait_after(failed);
-            match wait {
-                Some(wait) if error.is_transient() && resumes <= RESUMES_MAX => {
-                    tokio::time::sleep(wait).await
-                }
+            match resumptions.wait_after(self.received) {
+                Some(wait) if error.is_transient() => tokio::time::sleep(wait).await,
                 _ => {
                     // The reader may have gone; then nobody needs the reason.
                     let _ = sender.send(Err(io::Error::other(error))).await;

@@ -47,6 +47,46 @@ impl RetryPolicy {
     }
 }
 
+/// A connection that brings so much before it breaks is one of a working, if bad, network: taking a transfer up again
+/// is worth its round trips.
+const PROGRESS_BYTES_MIN: u64 = 1024 * 1024;
+/// Most times in a row that a transfer is taken up again for less than that. Whoever hands out a byte at a time would
+/// otherwise keep it for years.
+const CRUMBS_MAX: u32 = 50;
+
+/// Decides whether, and after what wait, one transfer that broke off is taken up again: for as long as each
+/// connection brings it further, and as often as any request is repeated where none does.
+#[derive(Debug)]
+pub(super) struct Resumptions {
+    policy: RetryPolicy,
+    furthest: u64,
+    /// Failures in a row without any progress; the last one with some is the first of them.
+    failed: u32,
+    /// Failures in a row with less than [`PROGRESS_BYTES_MIN`].
+    crumbs: u32,
+}
+
+impl Resumptions {
+    /// For a transfer that begins at byte `offset`.
+    pub(super) fn new(policy: RetryPolicy, offset: u64) -> Resumptions {
+        Resumptions { policy, furthest: offset, failed: 0, crumbs: 0 }
+    }
+
+    /// Whether the transfer has got nowhere since the last failure.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.failed > 1
+    }
+
+    /// The transfer broke off at `offset`: the wait before the next try; `None` when none is due.
+    pub(super) fn wait_after(&mut self, offset: u64) -> Option<Duration> {
+        let brought = offset.saturating_sub(self.furthest);
+        self.furthest = self.furthest.max(offset);
+        self.failed = if brought > 0 { 1 } else { self.failed + 1 };
+        self.crumbs = if brought >= PROGRESS_BYTES_MIN { 0 } else { self.crumbs + 1 };
+        if self.crumbs > CRUMBS_MAX { None } else { self.policy.wait_after(self.failed) }
+    }
+}
+
 /// Whether a server that answers so may answer otherwise a moment later.
 pub(super) fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
@@ -91,6 +131,24 @@ mod tests {
         }
         assert_eq!(policy.wait_after(40), None);
         assert_eq!(RetryPolicy { tries_max: 0, ..policy }.wait_after(1), None);
+    }
+
+    #[test]
+    fn a_transfer_goes_on_while_it_gets_on() {
+        let policy = RetryPolicy { tries_max: 3, ..RetryPolicy::default() };
+        let failures = |step: u64| {
+            let mut resumptions = Resumptions::new(policy, 7);
+            (1..1000).take_while(|number| resumptions.wait_after(7 + number * step).is_some()).count()
+        };
+        assert_eq!(failures(0), 2);
+        assert_eq!(failures(1), 50);
+        assert_eq!(failures(PROGRESS_BYTES_MIN - 1), 50);
+        assert_eq!(failures(PROGRESS_BYTES_MIN), 999);
+        // What is lost again and again is no progress.
+        let mut resumptions = Resumptions::new(policy, 0);
+        let tries = (1..1000).take_while(|number| resumptions.wait_after(number % 2 * 5_000_000).is_some());
+        assert_eq!(tries.count(), 2);
+        assert!(resumptions.is_stuck());
     }
 
     #[test]

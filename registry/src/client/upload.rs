@@ -29,7 +29,7 @@ use super::Client;
 use super::endpoint;
 use super::error::ClientError;
 use super::pipe::{Fed, body, feed, pipe};
-use super::retry;
+use super::retry::{self, Resumptions};
 use super::session::{Access, Session};
 use super::wire::{REDIRECTS_MAX, Request, protocol, redirect, too_many_redirects};
 
@@ -43,8 +43,6 @@ const CHUNK_BYTES: u64 = 64 * 1024 * 1024;
 const CHUNK_BYTES_MIN: u64 = 1024 * 1024;
 /// Largest `OCI-Chunk-Min-Length` obeyed; real ones are 5 or 10 MiB, for object stores.
 const CHUNK_MIN_BYTES_MAX: u64 = 5 * 1024 * 1024 * 1024;
-/// Most attempts for one blob in all, even if each brings it a little further.
-const ATTEMPTS_MAX: u32 = 50;
 
 /// An upload that the registry opened.
 #[derive(Clone, Debug)]
@@ -131,8 +129,8 @@ impl<'a, 'o> Upload<'a, 'o> {
     /// the registry opened already.
     pub(super) fn run(mut self, begun: Option<UploadSession>) -> Result<(), ClientError> {
         let mut upload = begun;
-        let (mut failed, mut furthest) = (0, 0);
-        for _ in 0..ATTEMPTS_MAX {
+        let mut resumptions = Resumptions::new(self.session.wire.options.retry, 0);
+        loop {
             let error = match self.attempt(&mut upload) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
@@ -150,16 +148,16 @@ impl<'a, 'o> Upload<'a, 'o> {
             }
             upload = self.client.run(self.take_up(upload))?;
             let offset = upload.as_ref().map_or(0, |upload| upload.offset);
-            failed = if offset > furthest { 1 } else { failed + 1 };
-            furthest = furthest.max(offset);
-            let Some(wait) = self.session.wire.options.retry.wait_after(failed) else { return Err(error) };
+            let Some(wait) = resumptions.wait_after(offset) else { return Err(error) };
+            if resumptions.is_stuck() {
+                // A registry that keeps nothing of a request that broke off may keep smaller ones.
+                self.halve_chunks();
+            }
             std::thread::sleep(wait);
             if self.client.run(exists(&self.session, &self.access, self.name, self.blob))? {
                 return Ok(());
             }
         }
-        let url = self.session.endpoint.uploads(self.name);
-        Err(protocol(&url, &self.what, format!("the upload broke off {ATTEMPTS_MAX} times")))
     }
 
     /// Smaller requests, if there is any point in it.

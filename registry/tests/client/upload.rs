@@ -207,6 +207,26 @@ fn a_chunk_that_broke_goes_on_from_where_it_broke() {
     assert_eq!(received.bodies, [1_000_000, 1_000_000, 300_000, 0]);
 }
 
+/// A network that breaks long requests, before a registry that keeps nothing of them.
+#[test]
+fn what_never_arrives_whole_goes_in_chunks() {
+    let content = content();
+    let (fake, received) = registry(|asked, received| {
+        if asked.body_length > 1_500_000 {
+            asked.body_part(1_000_000);
+            received.lock().unwrap().upload.clear();
+            return Some(Answer::hang_up());
+        }
+        // Whatever had begun is forgotten.
+        (asked.method == "GET").then(|| Answer::status(404))
+    });
+    push(&fake.repository(), &content).unwrap();
+    let received = received.lock().unwrap();
+    assert!(received.done.as_ref() == Some(&content));
+    assert_eq!(received.bodies, [1_400_000, 1_400_000, 0]);
+    assert_eq!(fake.count("PUT"), 3);
+}
+
 #[test]
 fn impossible_progress_is_not_believed() {
     let (fake, _) = registry(|asked, _| {
