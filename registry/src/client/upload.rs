@@ -140,8 +140,9 @@ impl<'a, 'o> Upload<'a, 'o> {
                     upload = None;
                     continue;
                 }
-                // The upload was forgotten, or disagrees on how far it came.
-                ClientError::NotFound { .. } | ClientError::Refused { status: 416, .. }
+                // The upload was forgotten, still belongs to the connection that broke, or disagrees on how far
+                // it came.
+                ClientError::NotFound { .. } | ClientError::Refused { status: 409 | 416, .. }
                     if upload.is_some() => {}
                 _ if error.is_transient() => {}
                 _ => return Err(error),

@@ -53,6 +53,11 @@ pub(super) const ADDRESS_SHARE_MIN: usize = 8;
 pub(super) const FAREWELLS_MAX: usize = 64;
 /// How long such a connection is kept open for its client to read the refusal.
 pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a request that takes an upload over waits for the writer before it to put aside what it has: a batch to
+/// be written and a transaction.
+pub(super) const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it looks in that time.
+pub(super) const TAKE_OVER_PAUSE: Duration = Duration::from_millis(20);
 /// What a client that has hit a limit is told to wait, in seconds.
 pub(super) const RETRY_AFTER_SECONDS: &str = "5";
 

@@ -33,8 +33,10 @@ use super::sessions::Writing;
 pub(super) struct Allowance {
     /// Exactly so many, when the client has announced it.
     pub(super) exact: Option<u64>,
-    /// What a blob may still grow by.
+    /// How many at most, those to be skipped included.
     pub(super) at_most: u64,
+    /// How many of the first of them are stored already.
+    pub(super) skip: u64,
 }
 
 /// Appends `body` to `ingest`. The ingest is returned even when the body was refused or broke off, with what
@@ -61,6 +63,7 @@ pub(super) async fn into_ingest(
                     batch.push(bytes);
                 }
             }
+            () = writing.taken_over(), if intake.ended.is_none() => intake.ended = Some(Err(taken_over())),
             () = writer.finish(), if writer.busy.is_some() => {
                 if let Some(ingest) = &writer.idle {
                     writing.advance(ingest.len());
@@ -118,6 +121,11 @@ fn stalled(limit: Duration) -> ApiError {
     ApiError::new(StatusCode::REQUEST_TIMEOUT, Code::BlobUploadInvalid, message)
 }
 
+fn taken_over() -> ApiError {
+    let message = "another request goes on with this upload";
+    ApiError::new(StatusCode::CONFLICT, Code::BlobUploadInvalid, message)
+}
+
 /// Counts what comes in and says when it is over, and how.
 struct Intake {
     allowance: Allowance,
@@ -152,7 +160,7 @@ impl Intake {
         }
     }
 
-    /// Cuts off what is too much.
+    /// Cuts off what is too much, and what is known.
     fn admit(&mut self, mut bytes: Bytes) -> Bytes {
         let limit = self.allowance.exact.unwrap_or(u64::MAX).min(self.allowance.at_most);
         let room = limit - self.taken;
@@ -167,8 +175,9 @@ impl Intake {
             }));
             bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
         }
+        let known = self.allowance.skip.saturating_sub(self.taken);
         self.taken += bytes.len() as u64;
-        bytes
+        bytes.split_off(usize::try_from(known).map_or(bytes.len(), |known| known.min(bytes.len())))
     }
 }
 

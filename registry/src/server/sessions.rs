@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rimg_formats::reference::ImageName;
 use rimg_formats::store::{Ingest, UploadId};
+use tokio::sync::Notify;
 
 use super::State;
 use super::error::ApiError;
@@ -30,6 +31,8 @@ pub(super) struct Sessions {
 struct Active {
     repository: Option<ImageName>,
     length: Arc<AtomicU64>,
+    /// Rung when the writer is to stop.
+    stop: Arc<Notify>,
 }
 
 impl Sessions {
@@ -50,9 +53,22 @@ impl Sessions {
     /// Notes that an upload has a writer.
     pub(super) fn enter(self: &Arc<Self>, ingest: &Ingest) -> Writing {
         let (id, length) = (ingest.id(), Arc::new(AtomicU64::new(ingest.len())));
-        let active = Active { repository: ingest.repository().cloned(), length: length.clone() };
-        self.lock().insert(id, active);
-        Writing { sessions: self.clone(), id, length }
+        let stop = Arc::new(Notify::new());
+        let repository = ingest.repository().cloned();
+        self.lock().insert(id, Active { repository, length: length.clone(), stop: stop.clone() });
+        Writing { sessions: self.clone(), id, length, stop }
+    }
+
+    /// Tells the present writer of `id`, if it has one here, to put aside what it has. Says whether `repository` is
+    /// where that upload belongs, as far as is known here.
+    pub(super) fn stop(&self, id: &UploadId, repository: &ImageName) -> bool {
+        let active = self.lock();
+        let Some(active) = active.get(id) else { return true };
+        let belongs = active.repository.as_ref() == Some(repository);
+        if belongs {
+            active.stop.notify_one();
+        }
+        belongs
     }
 
     /// How many bytes the present writer of `id` has stored, if it has one here.
@@ -77,9 +93,15 @@ pub(super) struct Writing {
     sessions: Arc<Sessions>,
     id: UploadId,
     length: Arc<AtomicU64>,
+    stop: Arc<Notify>,
 }
 
 impl Writing {
+    /// Resolves when another request takes the upload over. Safe to drop and to call again.
+    pub(super) async fn taken_over(&self) {
+        self.stop.notified().await;
+    }
+
     pub(super) fn advance(&self, length: u64) {
         self.length.store(length, Ordering::Relaxed);
     }

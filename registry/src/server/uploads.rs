@@ -12,10 +12,12 @@ use axum::response::IntoResponse;
 use rimg_formats::digest::{Algorithm, Digest};
 use rimg_formats::reference::{ImageName, RepositoryName};
 use rimg_formats::store::{Expect, Ingest, Repository, Store, StoreError, UploadId};
+use tokio::time::Instant;
 
 use super::State;
 use super::access::{Action, Caller};
 use super::error::{ApiError, Code};
+use super::limits::{TAKE_OVER_PAUSE, TAKE_OVER_TIMEOUT};
 use super::places::Place;
 use super::range::{self, Chunk};
 use super::receive::{self, Allowance};
@@ -226,7 +228,7 @@ async fn receive_whole(
     let ingest =
         state.run(move |store| store.repository(&repository).ingest_with(digest.algorithm())).await?;
     let at_most = state.options.limits.blob_bytes;
-    let (ingest, outcome) = fill(&state, ingest, call, Allowance { exact: None, at_most }).await?;
+    let (ingest, outcome) = fill(&state, ingest, call, Allowance { exact: None, at_most, skip: 0 }).await?;
     outcome?;
     commit(&state, ingest, digest).await?;
     drop(place);
@@ -282,18 +284,18 @@ struct Received {
 async fn receive(state: &Arc<State>, target: Target, call: Call) -> Result<Received, ApiError> {
     let taken = match (target.repository, parse_id(&target.id), target.chunk) {
         (Ok(repository), Ok(id), Ok(chunk)) => {
-            state.run(move |_| repository.resume(&id)).await.map(|ingest| (ingest, id, chunk))
+            resume(state, repository, id, chunk).await.map(|resumed| (resumed, id, chunk))
         }
         (Err(refused), _, _) | (_, Err(refused), _) | (_, _, Err(refused)) => Err(refused),
     };
-    let (ingest, id, chunk) = match taken {
+    let (Resumed { ingest, taken_over }, id, chunk) = match taken {
         Ok(taken) => taken,
         Err(refused) => {
             receive::refuse_body(&call.headers, call.body).await;
             return Err(refused);
         }
     };
-    match allowance(state, &ingest, chunk, &call) {
+    match allowance(state, &ingest, taken_over, chunk, &call) {
         Ok(allowance) => {
             let (ingest, outcome) = fill(state, ingest, call, allowance).await?;
             Ok(Received { ingest, id, outcome })
@@ -309,24 +311,63 @@ async fn receive(state: &Arc<State>, target: Target, call: Call) -> Result<Recei
     }
 }
 
-/// How much a request may append; refuses a chunk that does not begin where the last one ended.
+/// A session that was taken up.
+struct Resumed {
+    ingest: Ingest,
+    /// Whether from another request.
+    taken_over: bool,
+}
+
+/// Takes the session up. A chunk that says where it belongs gets it even from a writer that is still there: its client
+/// has given that connection up, and the server may not hear of it for a minute. Chunks that do not say so
+/// could end up in the wrong place, and have to come back.
+async fn resume(
+    state: &State,
+    repository: Repository,
+    id: UploadId,
+    chunk: Option<Chunk>,
+) -> Result<Resumed, ApiError> {
+    let (end, mut taken_over) = (Instant::now() + TAKE_OVER_TIMEOUT, false);
+    loop {
+        let taken = repository.clone();
+        let resumed = state.run(move |_| Ok::<_, ApiError>(taken.resume(&id))).await?;
+        match resumed {
+            Err(StoreError::UploadBusy(_)) if chunk.is_some() && Instant::now() < end => {
+                if !state.sessions.stop(&id, repository.name()) {
+                    return Err(unknown());
+                }
+                taken_over = true;
+                tokio::time::sleep(TAKE_OVER_PAUSE).await;
+            }
+            Ok(ingest) => return Ok(Resumed { ingest, taken_over }),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// How much a request may append; refuses a chunk that does not begin where the last one ended. From a session that
+/// was taken over its client cannot know where that was: what it sends twice is skipped, and the digest decides.
 fn allowance(
     state: &State,
     ingest: &Ingest,
+    taken_over: bool,
     chunk: Option<Chunk>,
     call: &Call,
 ) -> Result<Allowance, ApiError> {
     let length = ingest.len();
-    if let Some(chunk) = chunk.filter(|chunk| chunk.start != length) {
+    let skip = chunk.map_or(0, |chunk| length.saturating_sub(chunk.start));
+    let fits =
+        |chunk: &Chunk| chunk.start == length || (taken_over && chunk.start < length && skip <= chunk.length);
+    if let Some(chunk) = chunk.filter(|chunk| !fits(chunk)) {
         let message = format!("the next byte is {length}, the chunk begins at {}", chunk.start);
         return Err(ApiError::new(StatusCode::RANGE_NOT_SATISFIABLE, Code::BlobUploadInvalid, message));
     }
-    let at_most = state.options.limits.blob_bytes.saturating_sub(length);
+    let at_most = state.options.limits.blob_bytes.saturating_sub(length).saturating_add(skip);
     let announced = chunk.map(|chunk| chunk.length).or(call.content_length());
     if announced.is_some_and(|announced| announced > at_most) {
         return Err(receive::too_large());
     }
-    Ok(Allowance { exact: chunk.map(|chunk| chunk.length), at_most })
+    Ok(Allowance { exact: chunk.map(|chunk| chunk.length), at_most, skip })
 }
 
 async fn fill(

@@ -121,6 +121,24 @@ fn an_upload_that_broke_goes_on_from_where_it_broke() {
     assert_eq!(methods(&fake), ["POST", "PUT", "GET", "HEAD", "PATCH", "PUT"]);
 }
 
+/// A registry that has not noticed that a connection broke takes its upload for busy.
+#[test]
+fn an_upload_that_is_busy_is_tried_again() {
+    let content = content();
+    let (broken, busy) = (dropping(1, 1_000_000), Mutex::new(2));
+    let (fake, received) = registry(move |asked, received| {
+        let mut busy = busy.lock().unwrap();
+        if asked.method == "PATCH" && *busy > 0 {
+            *busy -= 1;
+            return Some(Answer::status(409).with("retry-after", 1));
+        }
+        broken(asked, received)
+    });
+    push(&fake.repository(), &content).unwrap();
+    let received = received.lock().unwrap();
+    assert!((received.done.as_ref(), received.sessions) == (Some(&content), 1));
+}
+
 #[test]
 fn an_upload_that_was_forgotten_begins_anew() {
     let content = content();

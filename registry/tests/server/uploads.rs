@@ -359,6 +359,50 @@ fn of_two_writers_one_is_told_to_come_back() {
     assert_created(&registry, &answer, &digest, &content);
 }
 
+/// A client that has lost its connection goes on over another one, long before the server notices the loss.
+#[test]
+fn a_chunk_that_says_where_it_belongs_takes_an_upload_over() {
+    let registry = Registry::start();
+    let content = noise(500_000, 1);
+    let digest = Digest::sha256(&content);
+    let location = registry.open_upload("a");
+    let mut first = begin_patch(&registry, &location, content.len(), &content[..400_000]);
+    wait_for_progress(&registry, &location);
+    let chunk = |location: &str, start: usize| {
+        let range = format!("{start}-{}", content.len() - 1);
+        registry.send("PATCH", location, &[("Content-Range", &range)], &content[start..])
+    };
+    let elsewhere = chunk(&location.replace("/v2/a/", "/v2/b/"), 0);
+    assert_eq!(elsewhere.refusal(), (404, "BLOB_UPLOAD_UNKNOWN".to_owned()));
+    // How much had arrived is for the server to say.
+    let wrong = chunk(&location, 499_999);
+    assert_eq!(wrong.status, 416);
+    let last = wrong.header("range").and_then(|range| range.strip_prefix("0-")).unwrap();
+    let length = last.parse::<usize>().unwrap() + 1;
+    assert!((1..=400_000).contains(&length), "{length}");
+    assert_eq!(read_answer(&mut first, "PATCH").refusal(), (409, "BLOB_UPLOAD_INVALID".to_owned()));
+    assert_eq!(chunk(&location, length - 1).status, 416, "nobody was there to take it from");
+    assert_eq!(chunk(&location, length).status, 202);
+    let answer = registry.send("PUT", &format!("{location}?digest={digest}"), &[], b"");
+    assert_created(&registry, &answer, &digest, &content);
+}
+
+/// Between asking how far it came and going on, more of the old connection's bytes arrive.
+#[test]
+fn what_is_sent_twice_in_taking_over_is_stored_once() {
+    let registry = Registry::start();
+    let content = noise(500_000, 1);
+    let digest = Digest::sha256(&content);
+    let location = registry.open_upload("a");
+    let first = begin_patch(&registry, &location, content.len(), &content[..400_000]);
+    wait_for_progress(&registry, &location);
+    let answer = registry.send("PATCH", &location, &[("Content-Range", "1000-499999")], &content[1000..]);
+    assert_eq!((answer.status, answer.header("range")), (202, Some("0-499999")));
+    let answer = registry.send("PUT", &format!("{location}?digest={digest}"), &[], b"");
+    assert_created(&registry, &answer, &digest, &content);
+    drop(first);
+}
+
 #[test]
 fn uploads_at_once_are_bounded() {
     let registry = Registry::start_with(|options| options.limits.concurrent_uploads = 1);
