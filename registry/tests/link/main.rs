@@ -1,6 +1,7 @@
-//! Pushing and pulling over bad networks: our client and our server, with a [`Link`](relay::Link) between them.
+//! Our client and our server, with a network between them: one that breaks, one that crawls, or one behind TLS.
 
 #![allow(clippy::unwrap_used)]
 
 mod relay;
+mod tls;
 mod transfers;
