@@ -82,8 +82,10 @@ def one_connection(registry):
     for method, path, body, status in [
         ("GET", "/v2/", None, 200), ("PUT", "/v2/A/manifests/x", big, None), ("GET", "/v2/", None, 200),
         ("PATCH", "/v2/a/blobs/uploads/00000000-0000-4000-8000-000000000000", big, None), ("HEAD", "/v2/", None, 200),
-        ("HEAD", "/v2/a/manifests/missing", None, 404), ("POST", "/v2/methods/blobs/uploads/", b"", 202), ("DELETE", "/v2/a/manifests/x", None, None),
-        ("PUT", "/v2/a/manifests/x", iter([big, big]), None), ("GET", "/v2/methods/blobs/" + digest(b""), None, 200), ("GET", "/v2/", None, 200),
+        ("HEAD", "/v2/a/manifests/missing", None, 404), ("POST", "/v2/methods/blobs/uploads/", b"", 202),
+        ("DELETE", "/v2/a/manifests/x", None, None),
+        ("PUT", "/v2/a/manifests/x", iter([big, big]), None), ("GET", "/v2/methods/blobs/" + digest(b""), None, 200),
+        ("GET", "/v2/", None, 200),
     ] * 3:
         # http.client connects again by itself when an answer has said `Connection: close`.
         line.request(method, path, body)
@@ -94,7 +96,8 @@ def one_connection(registry):
 
 
 @check(
-    ("another protocol", b"GET /v2/ HTTP/9.9\r\n\r\n"), ("TLS", b"\x16\x03\x01\x02\x00\x01\x00"), ("a long path", b"GET " + b"/a" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
+    ("another protocol", b"GET /v2/ HTTP/9.9\r\n\r\n"), ("TLS", b"\x16\x03\x01\x02\x00\x01\x00"),
+    ("a long path", b"GET " + b"/a" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
     ("many headers", b"GET /v2/ HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(50_000)) + b"\r\n"),
     ("a length beyond numbers", b"PUT /v2/a/manifests/b HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n"),
     ("two lengths", b"PUT /v2/a/manifests/b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}"),

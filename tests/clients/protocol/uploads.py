@@ -229,7 +229,8 @@ def after_a_wrong_digest(registry):
     location = registry.start_upload("uploads/wrong")
     expect(registry("PUT", with_query(location, digest=digest(b"else")), b"content"), 400)
     expect(registry("GET", location), 204, 404)
-    is_stored(registry, "uploads/wrong", b"content", digest(b"content"), post_then_put(registry, "uploads/wrong", b"content", digest(b"content")))
+    answer = post_then_put(registry, "uploads/wrong", b"content", digest(b"content"))
+    is_stored(registry, "uploads/wrong", b"content", digest(b"content"), answer)
 
 
 @check()

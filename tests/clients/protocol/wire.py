@@ -157,13 +157,17 @@ def with_query(location, **query):
     return location + ("&" if "?" in location else "?") + urllib.parse.urlencode(query)
 
 
-def next_page(answer):
-    """Where `Link` says that a listing goes on."""
-    link = answer.headers.get("link")
-    if link is None:
-        return None
-    assert link.startswith("<") and link.endswith('>; rel="next"'), link
-    return link[1:link.index(">")]
+def pages(registry, path):
+    """The answers of a listing, from page to page as `Link` says, and never in a circle."""
+    seen = set()
+    while path:
+        assert path not in seen, f"{path} leads back to itself"
+        seen.add(path)
+        answer = registry("GET", path)
+        yield answer
+        link = answer.headers.get("link")
+        assert link is None or link.startswith("<") and link.endswith('>; rel="next"'), link
+        path = link and link[1:link.index(">")]
 
 
 def expect(answer, *statuses):
