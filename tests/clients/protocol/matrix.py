@@ -153,7 +153,7 @@ def register_referrers(s, subject, entries):
 
     what = f"{s.name}: referrers of {subject[:15]}"
     add_for(s, f"{what} listed", all_of_them)
-    for kind in sorted({entry["artifactType"] for entry in entries}) + ["application/vnd.example.never"]:
+    for kind in sorted({entry["artifactType"] for entry in entries} - {None}) + ["application/vnd.example.never"]:
         add_for(s, f"{what} of type {kind}", lambda registry, kind=kind: of_kind(registry, kind))
 
 

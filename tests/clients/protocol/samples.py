@@ -73,7 +73,7 @@ class Sample:
         descriptor = {"mediaType": kind, "digest": name, "size": len(raw)}
         if "subject" in document:
             type_of_config = document.get("config", {}).get("mediaType")
-            entry = dict(descriptor, artifactType=document.get("artifactType", type_of_config))
+            entry = dict(descriptor, artifactType=document.get("artifactType") or type_of_config)
             if document.get("annotations"):
                 entry["annotations"] = document["annotations"]
             self.referrers.setdefault(document["subject"]["digest"], []).append(entry)
@@ -249,6 +249,14 @@ def _(s):
     s.index(s.platforms(), "first", artifactType=KIND_ONE, subject=subject, annotations={"org.example.about": "an index"})
     s.index([], artifactType=KIND_TWO, subject=subject)
     s.artifact(KIND_ONE, subject=subject)
+
+
+@sample("referrers without a type of their own")
+def _(s):
+    subject = s.image("plain")
+    s.image(subject=subject, artifactType="", annotations={})
+    s.image(subject=subject, config=s.empty(), layers=[s.empty()])
+    s.index([], subject=subject)
 
 
 @sample("artifact whose subject is missing")

@@ -134,7 +134,8 @@ def out_of_order(registry, location, content, name, start, size, put):
     method, target = ("PUT", with_query(location, digest=name)) if put else ("PATCH", location)
     place = f"{wrong}-{wrong + len(chunk) - 1}"
     expect(registry(method, target, chunk, Content_Range=place, Content_Type=OCTETS), 416)
-    return progress(registry, location, start)
+    # As clients do: at the very address that refused the chunk.
+    return progress(registry, target, start)
 
 
 # (name, way, whether it sends chunks with their place, which an empty blob does not have)
