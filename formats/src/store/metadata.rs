@@ -3,7 +3,9 @@
 //! SQLite in WAL mode: readers see a snapshot and never wait for a writer; one process writes at a time, and
 //! within a process one thread does. Neither a mutex nor SQLite's busy handler, which sleeps and looks again, is
 //! fair: a collector that writes batch after batch would keep a push waiting till its end, or till the push gives
-//! up. So writers queue, by a mutex and the lock of `metadata.queue`, before they try. Readers are pooled. A
+//! up. So writers queue, by a mutex and the lock of `metadata.queue`, before they try. Readers are pooled, and the
+//! writer's connection is made at the first write: most commands only read. The files of the write-ahead log stay
+//! when a reader is the last to go; only a writer folds the log into the database and removes them. A
 //! write states its [`Durability`]: `Durable` is fsynced before it returns and is meant for what a
 //! client is told; `Soft` is atomic and survives the end of the process, but a power cut may take back the last
 //! of it, which costs nothing but work. A durable commit makes every earlier soft one durable too, because
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, types::Type};
 
 use super::error::StoreError;
@@ -42,36 +45,47 @@ pub(super) struct Metadata {
     path: PathBuf,
     /// Held by the writer whose turn is next: the mutex among threads, the lock of the file among processes.
     queue: Mutex<File>,
-    writer: Mutex<Connection>,
+    // Before the writer, which has to be the last to be closed: see [`reader`].
     readers: Mutex<Vec<Connection>>,
+    writer: Mutex<Option<Connection>>,
 }
 
 impl Metadata {
     /// Opens or creates the database and migrates it.
     pub(super) fn open(path: &Path) -> Result<Metadata, StoreError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let queue_path = path.with_extension("queue");
         let queue = File::create(&queue_path).map_err(StoreError::at("create", &queue_path))?;
-        let mut writer =
-            connect(path, flags | OpenFlags::SQLITE_OPEN_CREATE).map_err(|source| refused(path, source))?;
-        let prepare = |writer: &mut Connection| -> rusqlite::Result<i64> {
-            writer.pragma_update(None, "journal_mode", "WAL")?;
-            let found = schema::version(writer)?;
-            if found <= schema::newest() {
-                schema::migrate(writer)?;
-            }
-            Ok(found)
+        let metadata = Metadata {
+            path: path.to_owned(),
+            queue: Mutex::new(queue),
+            readers: Mutex::default(),
+            writer: Mutex::default(),
         };
-        let found = prepare(&mut writer).map_err(|source| refused(path, source))?;
+        if !path.exists() {
+            metadata.prepare()?;
+        }
+        let reader = reader(path).map_err(|source| refused(path, source))?;
+        let found = schema::version(&reader).map_err(|source| refused(path, source))?;
         if found > schema::newest() {
             return Err(StoreError::SchemaNewer { path: path.to_owned(), found, known: schema::newest() });
         }
-        Ok(Metadata {
-            path: path.to_owned(),
-            queue: Mutex::new(queue),
-            writer: Mutex::new(writer),
-            readers: Mutex::default(),
-        })
+        if found < schema::newest() {
+            metadata.prepare()?;
+        }
+        metadata.keep(reader);
+        Ok(metadata)
+    }
+
+    /// Creates the database, or brings it up to the newest schema.
+    fn prepare(&self) -> Result<(), StoreError> {
+        let prepared = connect(&self.path, OpenFlags::SQLITE_OPEN_CREATE).and_then(|mut writer| {
+            writer.pragma_update(None, "journal_mode", "WAL")?;
+            schema::migrate(&mut writer)?;
+            Ok(writer)
+        });
+        let writer = prepared.map_err(|source| refused(&self.path, source))?;
+        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+        Ok(())
     }
 
     /// Runs `work` on a read snapshot.
@@ -83,22 +97,21 @@ impl Metadata {
         let pooled = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match pooled {
             Some(reader) => reader,
-            None => {
-                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let reader = connect(&self.path, flags).map_err(StoreError::sql(action))?;
-                reader.pragma_update(None, "query_only", true).map_err(StoreError::sql(action))?;
-                reader
-            }
+            None => reader(&self.path).map_err(StoreError::sql(action))?,
         };
         let result = {
             let snapshot = reader.unchecked_transaction().map_err(StoreError::sql(action))?;
             work(&snapshot)
         };
+        self.keep(reader);
+        result
+    }
+
+    fn keep(&self, reader: Connection) {
         let mut idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_READERS_MAX {
             idle.push(reader);
         }
-        result
     }
 
     /// Runs `work` in a transaction that holds the write lock from its beginning, and commits it if `work`
@@ -138,8 +151,12 @@ impl Metadata {
             Durability::Soft => "NORMAL",
         };
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut writer: MutexGuard<'_, Connection> =
+        let mut writer: MutexGuard<'_, Option<Connection>> =
             self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let writer = match &mut *writer {
+            Some(writer) => writer,
+            none => none.insert(connect(&self.path, OpenFlags::empty()).map_err(StoreError::sql(action))?),
+        };
         writer.pragma_update(None, "synchronous", synchronous).map_err(StoreError::sql(action))?;
         wait_for(&queue).map_err(StoreError::at("lock", &self.path))?;
         let begun = writer.transaction_with_behavior(TransactionBehavior::Immediate);
@@ -180,7 +197,19 @@ fn wait_for(file: &File) -> io::Result<()> {
     }
 }
 
+/// A connection that never writes, and that leaves the log as it is when it is the last to be closed. SQLite would fold
+/// it into the database and remove its files, which the next command has to make again: two files made and removed for
+/// a command that only looks.
+fn reader(path: &Path) -> rusqlite::Result<Connection> {
+    let reader = connect(path, OpenFlags::empty())?;
+    reader.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    reader.pragma_update(None, "query_only", true)?;
+    Ok(reader)
+}
+
+/// A connection. Readers may write as well, because reading a log needs its index to be written.
 fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);

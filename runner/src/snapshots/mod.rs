@@ -6,6 +6,7 @@
 //! snapshots/<hex>.boot       when it was made: a boot's id; the tree is good until the machine starts again
 //! snapshots/.new-<pid>-<n>   a tree being made or removed; locked by its maker, so that a dead maker's can be told
 //! snapshots/.lock            held while a tree appears or goes
+//! snapshots/.mount-points    below every root: empty folders and files to mount on
 //! ```
 //!
 //! A snapshot appears by one rename, so whatever is found under a digest is whole, as long as the machine runs. Its
@@ -13,10 +14,11 @@
 //! from the layer blobs. After the next start of the machine nobody can tell whether it was, so it is made again then.
 //! The folder is closed to other users: images contain set-user-ID programs.
 //!
-//! [`apply`] unpacks layers, [`changes`] reads back what a container changed.
+//! [`apply`] unpacks layers, [`changes`] reads back what a container changed, [`mount_points`] is the layer below all.
 
 pub mod apply;
 pub mod changes;
+mod mount_points;
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -225,7 +227,7 @@ impl Snapshots {
         let mut removed = 0;
         for name in self.folder.names().map_err(at("list", &self.path))? {
             let Ok(name) = String::from_utf8(name) else { continue };
-            if name == LOCK_NAME {
+            if name == LOCK_NAME || name == mount_points::NAME {
                 continue;
             }
             let hex = name.trim_end_matches(BOOT_SUFFIX).trim_end_matches(SQUASHED_SUFFIX);

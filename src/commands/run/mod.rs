@@ -158,7 +158,7 @@ fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
         Some(name) => containers.create_named(name).map_err(Failure::from)?,
         None => containers.create().context(place())?,
     };
-    let rootfs = RootFs { lowers, upper: container.upper() };
+    let rootfs = RootFs { lowers: snapshots.on_mount_points(&lowers)?, upper: container.upper() };
     let spec = spec(&args, &image.config, rootfs, container.id())?;
     let status = run_foreground(spec, args.interactive, |_| {}).map_err(|error| not_run(error, mapping))?;
     drop(container);
