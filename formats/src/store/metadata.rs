@@ -116,13 +116,18 @@ impl Metadata {
         })
     }
 
-    /// Runs `work` in a transaction that is rolled back whatever comes of it.
+    /// Runs `work` on copies of the tables, taken from a snapshot: it may change what it likes, nobody else waits for
+    /// it or sees it, and nothing comes of it.
     pub(super) fn rehearse<T>(
         &self,
         action: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.in_turn(Durability::Soft, action, |transaction| work(&transaction))
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = connect(&self.path, flags).map_err(StoreError::sql(action))?;
+        let copies = connection.unchecked_transaction().map_err(StoreError::sql(action))?;
+        schema::shadow(&copies).map_err(StoreError::sql(action))?;
+        work(&copies)
     }
 
     /// Begins a transaction that holds the write lock, when it is this writer's turn. Whoever waits for the lock

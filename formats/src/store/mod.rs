@@ -6,6 +6,7 @@
 //! metadata.db            SQLite: repositories, tags, manifests, references, uploads, leases, cache
 //! metadata.queue         empty; locked by the process whose turn to write is next
 //! uploads/<id>           unfinished ingests, locked by their writer; also blobs on their way out
+//! sessions/<id>          empty; locked by a process that holds leases
 //! quarantine/            damaged blobs, kept for the curious, never served
 //! snapshots/<id>/        layer contents as overlay lower directories (owned by the runner)
 //! containers/<id>/       container state (owned by the runner)
@@ -19,7 +20,7 @@
 //! | [`repository`], [`put`], [`tags`], [`referrers`] | names and what they hold |
 //! | [`images`], [`removal`] | what users see as images: listing, resolving, removing |
 //! | [`cache`] | build cache and stat cache |
-//! | [`lease`], [`prune`], [`fsck`] | keeping, collecting and checking |
+//! | [`lease`], `session`, [`prune`], [`fsck`] | keeping, collecting and checking |
 //! | `metadata`, `schema` | the database underneath |
 //!
 //! A [`Store`] is cheap to clone, and any number of threads and processes may use one directory at once.
@@ -36,6 +37,8 @@ use crate::digest::{Algorithm, Digest};
 
 pub mod blob;
 pub mod cache;
+#[cfg(test)]
+mod collection_tests;
 mod directory_sync;
 mod error;
 pub mod fsck;
@@ -56,6 +59,7 @@ mod registration;
 pub mod removal;
 pub mod repository;
 mod schema;
+mod session;
 pub mod tags;
 #[cfg(test)]
 mod tests;
@@ -74,6 +78,7 @@ use layer_index::IndexCache;
 use manifest_cache::ManifestCache;
 use metadata::Metadata;
 use registration::Registrar;
+use session::Session;
 
 /// An open store.
 #[derive(Clone, Debug)]
@@ -90,8 +95,8 @@ struct Inner {
     registrar: Registrar,
     manifests: ManifestCache,
     indexes: IndexCache,
-    /// Names this handle as a holder of leases.
-    session: String,
+    /// Holds this handle's leases.
+    session: Session,
 }
 
 /// Makes a directory that nobody else may enter, and closes one that an earlier version left open: images contain
@@ -118,7 +123,7 @@ impl Store {
         let create = |path: &Path| builder.create(path).map_err(StoreError::at("create", path));
         create(root)?;
         let root = root.canonicalize().map_err(StoreError::at("open", root))?;
-        for name in ["uploads", "quarantine"] {
+        for name in ["uploads", "quarantine", "sessions"] {
             create(&root.join(name))?;
         }
         for name in ["snapshots", "containers"] {
@@ -136,7 +141,7 @@ impl Store {
             registrar: Registrar::default(),
             manifests: ManifestCache::default(),
             indexes: IndexCache::default(),
-            session: format!("session:{}", random_id()),
+            session: Session::default(),
             root,
         };
         let store = Store { inner: Arc::new(inner) };
@@ -179,6 +184,10 @@ impl Store {
 
     fn uploads_dir(&self) -> PathBuf {
         self.inner.root.join("uploads")
+    }
+
+    fn sessions_dir(&self) -> PathBuf {
+        self.inner.root.join("sessions")
     }
 
     fn quarantine_dir(&self) -> PathBuf {

@@ -160,7 +160,7 @@ fn end_leases(store: &Store, name: &str) {
     let failed = || StoreError::sql("end leases");
     let ended = store.metadata().write(Durability::Soft, "end leases", |transaction| {
         let sql = "DELETE FROM lease WHERE holder = ?1";
-        metadata::run(transaction, sql, [&store.inner.session]).map_err(failed())?;
+        metadata::run(transaction, sql, [store.holder()?]).map_err(failed())?;
         let sql = "UPDATE repository_blob SET leased_until = 0
                    WHERE repository_id = (SELECT id FROM repository WHERE name = ?1)";
         metadata::run(transaction, sql, [name]).map_err(failed())

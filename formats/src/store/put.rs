@@ -175,7 +175,7 @@ impl Repository {
             set_tag_row(transaction, id, tag, &put.digest).map_err(failed())?;
         }
         if options.require == Require::BlobsInStore {
-            self.adopt(transaction, id, put, mentions).map_err(failed())?;
+            self.adopt(transaction, id, put, mentions, &self.store.holder()?).map_err(failed())?;
         }
         Ok(())
     }
@@ -220,6 +220,7 @@ impl Repository {
         id: i64,
         put: &ManifestPut,
         mentions: &[Mention],
+        holder: &str,
     ) -> rusqlite::Result<()> {
         for mention in mentions.iter().filter(|mention| mention.kind != MentionKind::Manifest) {
             if blob_row(transaction, &mention.digest)?.is_some() {
@@ -228,7 +229,7 @@ impl Repository {
         }
         for digest in mentions.iter().map(|mention| &mention.digest).chain([&put.digest]) {
             let sql = "DELETE FROM lease WHERE digest = ?1 AND holder = ?2";
-            run(transaction, sql, params![text(digest), self.store.inner.session])?;
+            run(transaction, sql, params![text(digest), holder])?;
         }
         Ok(())
     }

@@ -141,6 +141,33 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
+/// Tables whose rows say nothing about what else is needed.
+const NOT_SHADOWED: &[&str] = &["upload", "stat_cache"];
+
+/// Copies the tables with their indexes to temporary ones of the same names, which from then on are what statements of
+/// this connection mean.
+pub(super) fn shadow(connection: &Connection) -> rusqlite::Result<()> {
+    let sql = "SELECT tbl_name, type, sql FROM main.sqlite_master WHERE sql IS NOT NULL ORDER BY rowid";
+    let mut statement = connection.prepare(sql)?;
+    let found = statement.query_map([], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
+    })?;
+    for made in found {
+        let (table, kind, sql) = made?;
+        if NOT_SHADOWED.contains(&table.as_str()) {
+            continue;
+        }
+        match (kind.as_str(), sql.strip_prefix("CREATE TABLE ")) {
+            ("table", Some(rest)) => connection.execute_batch(&format!(
+                "CREATE TEMPORARY TABLE {rest}; INSERT INTO temp.{table} SELECT * FROM main.{table};"
+            ))?,
+            // An index belongs where its table is found.
+            _ => connection.execute_batch(&sql)?,
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
