@@ -32,7 +32,7 @@ pub(crate) struct PruneArgs {
 }
 
 pub(crate) fn run(session: &Session, args: PruneArgs) -> Result<(), Failure> {
-    let store = session.store()?;
+    let store = session.store_to_remove()?;
     if args.all && !args.force && !args.dry_run {
         confirm("This removes every image and the whole build cache that nothing holds. Continue? [y/N] ")?;
     }

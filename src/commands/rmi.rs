@@ -19,7 +19,7 @@ pub(crate) struct RmiArgs {
 }
 
 pub(crate) fn run(session: &Session, args: RmiArgs) -> Result<(), Failure> {
-    let store = session.store()?;
+    let store = session.store_to_remove()?;
     let in_use = super::snapshots::in_use(&store)?;
     let (mut values, mut bytes) = (Vec::new(), 0);
     for name in &args.images {

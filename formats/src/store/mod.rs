@@ -7,6 +7,7 @@
 //! metadata.queue         empty; locked by the process whose turn to write is next
 //! uploads/<id>           unfinished ingests, locked by their writer; also blobs on their way out
 //! sessions/<id>          empty; locked by a process that holds leases
+//! reserve                room that a prune on a full disk may take
 //! quarantine/            damaged blobs, kept for the curious, never served
 //! snapshots/<id>/        layer contents as overlay lower directories (owned by the runner)
 //! containers/<id>/       container state (owned by the runner)
@@ -21,7 +22,7 @@
 //! | [`images`], [`removal`] | what users see as images: listing, resolving, removing |
 //! | [`cache`] | build cache and stat cache |
 //! | [`lease`], `session`, [`prune`], [`fsck`] | keeping, collecting and checking |
-//! | `metadata`, `schema` | the database underneath |
+//! | `metadata`, `schema`, `reserve` | the database underneath |
 //!
 //! A [`Store`] is cheap to clone, and any number of threads and processes may use one directory at once.
 
@@ -58,6 +59,7 @@ pub mod referrers;
 mod registration;
 pub mod removal;
 pub mod repository;
+mod reserve;
 mod schema;
 mod session;
 pub mod tags;
@@ -225,6 +227,7 @@ impl Store {
                 Err(error) => return Err(StoreError::io("sync", above, error)),
             }
         }
+        self.renew_reserve();
         fs::write(&marker, b"").map_err(StoreError::at("create", &marker))
     }
 }

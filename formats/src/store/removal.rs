@@ -37,6 +37,15 @@ impl Store {
         in_use: &InUse,
         force: bool,
     ) -> Result<Removed, StoreError> {
+        self.with_reserve(|| self.remove_image_now(image, in_use, force))
+    }
+
+    fn remove_image_now(
+        &self,
+        image: &ResolvedImage,
+        in_use: &InUse,
+        force: bool,
+    ) -> Result<Removed, StoreError> {
         let mut removed = Removed::default();
         let given_up = self.metadata().write(Durability::Durable, "remove an image", |transaction| {
             let failed = || StoreError::sql("remove an image");

@@ -163,7 +163,8 @@ impl Disk {
             "openat" | "openat2" => self.open(call.path_at(1).unwrap(), call),
             "write" | "writev" => self.write(call, None, result),
             "pwrite64" => self.write(call, Some(call.number(3)), result),
-            "ftruncate" => self.truncate(call),
+            "ftruncate" => self.truncate(call, call.number(1)),
+            "fallocate" => self.truncate(call, call.number(2) + call.number(3)),
             "rename" => self.rename(&call.path(0).unwrap(), &call.path(1).unwrap()),
             "renameat" | "renameat2" => self.rename(&call.path_at(1).unwrap(), &call.path_at(3).unwrap()),
             "unlink" | "rmdir" => self.unlink(&call.path(0).unwrap()),
@@ -206,10 +207,10 @@ impl Disk {
         node.pending.push(Pending::Write { offset, bytes });
     }
 
-    fn truncate(&mut self, call: &Call) {
+    fn truncate(&mut self, call: &Call, length: u64) {
         let Some(path) = call.fd_path(0).filter(|path| !self.is_ignored(path)) else { return };
         let Some(id) = self.find(path) else { return };
-        let length = usize::try_from(call.number(1)).unwrap();
+        let length = usize::try_from(length).unwrap();
         self.nodes[id].bytes.resize(length, 0);
         self.nodes[id].pending.push(Pending::Truncate(length));
     }

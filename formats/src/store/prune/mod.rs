@@ -169,22 +169,30 @@ impl Store {
     /// Collects what `options` say. May run at any time, in any number of processes.
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport, StoreError> {
         let mut report = PruneReport::default();
+        self.with_reserve(|| self.prune_into(options, &mut report))?;
+        if !options.dry_run {
+            self.renew_reserve();
+        }
+        Ok(report)
+    }
+
+    fn prune_into(&self, options: &PruneOptions, report: &mut PruneReport) -> Result<(), StoreError> {
         if options.dry_run {
             // Each phase sees what those before it did, and nobody else sees anything.
             self.metadata().rehearse("rehearse a prune", |copies| {
-                self.collect(options, &Access::Rehearsal(copies), &mut report)
+                self.collect(options, &Access::Rehearsal(copies), report)
             })?;
         } else {
-            self.collect(options, &Access::Real(self), &mut report)?;
+            self.collect(options, &Access::Real(self), report)?;
             self.remove_dead_sessions()?;
-            self.remove_orphans(&mut report)?;
+            self.remove_orphans(report)?;
             self.forget_the_old()?;
             report.bytes += self.empty_quarantine()?;
         }
         let (uploads, bytes) = self.sweep_uploads(now() - UPLOAD_SECONDS_MAX, options.dry_run)?;
         report.uploads += uploads;
         report.bytes += bytes;
-        Ok(report)
+        Ok(())
     }
 
     fn collect(
@@ -199,10 +207,11 @@ impl Store {
             |connection, holder: &String| Ok(release_in(connection, holder).map(Some)?),
         )?;
         if options.all {
-            report.tags = access.batches(unheld_tags(cutoff), |connection, (id, name, tag)| {
+            let tags = access.batches(unheld_tags(cutoff), |connection, (id, name, tag)| {
                 Ok(remove_tag_if_unheld(connection, *id, tag, cutoff, &options.in_use)?
                     .then(|| (name.clone(), tag.clone())))
             })?;
+            report.tags.extend(tags);
         }
         if options.untagged || options.all {
             for _ in 0..MANIFEST_ROUNDS_MAX {
@@ -218,7 +227,7 @@ impl Store {
                 report.manifests.extend(removed);
             }
         }
-        report.cache_entries = prune_cache(access, options.cache)?;
+        report.cache_entries += prune_cache(access, options.cache)?;
         access.batches(unneeded_rights, |connection, (id, digest)| {
             Ok(remove_right_if_unneeded(connection, *id, digest)?.then_some(()))
         })?;
