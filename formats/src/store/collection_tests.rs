@@ -187,3 +187,19 @@ fn leases_end_with_their_handle() {
     assert_eq!((store.prune(&rehearsal).unwrap().blobs, files()), (1, 1));
     assert_eq!((collect(), files()), (1, 0));
 }
+
+#[test]
+fn what_a_server_received_can_be_removed_while_it_goes_on() {
+    let (_directory, store) = store();
+    let app = store.repository(&name("app"));
+    let mut ingest = app.ingest_with(Algorithm::Sha256).unwrap();
+    ingest.append(b"{}").unwrap();
+    let config = ingest.commit(None).unwrap();
+    let config = crate::descriptor::Descriptor::new(media_type::OCI_EMPTY, config.digest, config.size);
+    let manifest = crate::manifest::Manifest::build(config, Vec::new(), Default::default());
+    app.put_manifest(manifest.raw(), None, &[tag("a")], &PutOptions::registry()).unwrap();
+    let all = PruneOptions { all: true, older_than_seconds: 0, ..PruneOptions::default() };
+    let report = store.prune(&all).unwrap();
+    // The blob stays for an hour: the client was told that it is here.
+    assert_eq!((report.tags.len(), report.manifests.len(), report.blobs), (1, 1, 1));
+}

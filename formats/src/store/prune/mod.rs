@@ -204,7 +204,7 @@ impl Store {
         let cutoff = now() - options.older_than_seconds;
         access.batches(
             |connection| self.dead_holders(connection),
-            |connection, holder: &String| Ok(release_in(connection, holder).map(Some)?),
+            |connection, holder: &String| release_in(connection, holder).map(Some),
         )?;
         if options.all {
             let tags = access.batches(unheld_tags(cutoff), |connection, (id, name, tag)| {
