@@ -15,12 +15,13 @@
 //! | `lease` | somebody's hold on a blob, for a time or (`expires_at` null) until it lets go |
 //! | `upload` | an ingest that was suspended |
 //! | `cache_entry`, `cache_blob` | build cache, and the blobs an entry needs |
-//! | `stat_cache` | the digest of a context file whose stat has not changed |
+//! | `stat_cache` | the digest of a context file whose stat has not changed since, in one boot of the machine |
 
 use rusqlite::{Connection, TransactionBehavior};
 
 /// All migrations; the length is the newest version.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE blob (
     digest TEXT PRIMARY KEY,
     size BIGINT NOT NULL,
@@ -114,7 +115,11 @@ CREATE TABLE stat_cache (
     used_at BIGINT NOT NULL,
     PRIMARY KEY (device, inode)
 );
-"];
+",
+    "
+ALTER TABLE stat_cache ADD COLUMN boot TEXT NOT NULL DEFAULT '';
+",
+];
 
 /// The newest version this program knows.
 pub(super) fn newest() -> i64 {

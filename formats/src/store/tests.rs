@@ -428,6 +428,12 @@ fn caches_remember_until_told_otherwise() {
     store.stat_cache_put(&[(stamp, Digest::sha256(b"f"))]).unwrap();
     let touched = cache::FileStamp { ctime_ns: 5, ..stamp };
     assert_eq!(store.stat_cache_get(&[stamp, touched]).unwrap(), [Some(Digest::sha256(b"f")), None]);
+    let started_again = store.metadata().write(metadata::Durability::Soft, "start again", |transaction| {
+        metadata::run(transaction, "UPDATE stat_cache SET boot = 'another'", [])
+            .map_err(StoreError::sql("start again"))
+    });
+    started_again.unwrap();
+    assert_eq!(store.stat_cache_get(&[stamp]).unwrap(), [None]);
 }
 
 #[test]
