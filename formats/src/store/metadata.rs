@@ -31,6 +31,9 @@ const IDLE_READERS_MAX: usize = 16;
 /// Prepared statements kept per connection: the store has about a hundred.
 const STATEMENTS_MAX: usize = 128;
 
+/// What fails when a connection cannot be opened.
+const OPEN: &str = "open the metadata";
+
 /// When a write must survive a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Durability {
@@ -64,8 +67,9 @@ impl Metadata {
         if !path.exists() {
             metadata.prepare()?;
         }
-        let reader = reader(path).map_err(|source| refused(path, source))?;
-        let found = schema::version(&reader).map_err(|source| refused(path, source))?;
+        let refused_here = |source| refused(path, OPEN, source);
+        let reader = reader(path).map_err(refused_here)?;
+        let found = schema::version(&reader).map_err(refused_here)?;
         if found > schema::newest() {
             return Err(StoreError::SchemaNewer { path: path.to_owned(), found, known: schema::newest() });
         }
@@ -83,13 +87,21 @@ impl Metadata {
             schema::migrate(&mut writer)?;
             Ok(writer)
         });
-        let writer = prepared.map_err(|source| refused(&self.path, source))?;
+        let writer = prepared.map_err(|source| refused(&self.path, OPEN, source))?;
         *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
         Ok(())
     }
 
     /// Runs `work` on a read snapshot.
     pub(super) fn read<T>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.read_snapshot(action, work).map_err(|error| self.explained(error))
+    }
+
+    fn read_snapshot<T>(
         &self,
         action: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
@@ -122,20 +134,28 @@ impl Metadata {
         action: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.in_turn(durability, action, |transaction| {
+        let written = self.in_turn(durability, action, |transaction| {
             let value = work(&transaction)?;
-            transaction.commit().map_err(|source| self.failed(action, source))?;
+            transaction.commit().map_err(StoreError::sql(action))?;
             Ok(value)
-        })
+        });
+        written.map_err(|error| self.explained(error))
     }
 
-    /// Runs `work` in a transaction that is rolled back whatever comes of it.
+    /// Runs `work` on copies of the tables, taken from a snapshot: it may change what it likes, nobody else waits for
+    /// it or sees it, and nothing comes of it.
     pub(super) fn rehearse<T>(
         &self,
         action: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.in_turn(Durability::Soft, action, |transaction| work(&transaction))
+        let rehearsed = || {
+            let connection = connect(&self.path, OpenFlags::empty()).map_err(StoreError::sql(action))?;
+            let copies = connection.unchecked_transaction().map_err(StoreError::sql(action))?;
+            schema::shadow(&copies).map_err(StoreError::sql(action))?;
+            work(&copies)
+        };
+        rehearsed().map_err(|error| self.explained(error))
     }
 
     /// Begins a transaction that holds the write lock, when it is this writer's turn. Whoever waits for the lock
@@ -162,7 +182,7 @@ impl Metadata {
         let begun = writer.transaction_with_behavior(TransactionBehavior::Immediate);
         queue.unlock().map_err(StoreError::at("unlock", &self.path))?;
         drop(queue);
-        work(begun.map_err(|source| self.failed(action, source))?)
+        work(begun.map_err(StoreError::sql(action))?)
     }
 
     /// SQLite's own check of the whole file; the complaints found.
@@ -178,11 +198,11 @@ impl Metadata {
         })
     }
 
-    fn failed(&self, action: &'static str, source: rusqlite::Error) -> StoreError {
-        match source.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => StoreError::Full { action, path: self.path.clone() },
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => refused(&self.path, source),
-            _ => StoreError::Metadata { action, source },
+    /// The same error, a failed statement's in words that name the database and what helps.
+    fn explained(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Statement { action, source } => refused(&self.path, action, source),
+            other => other,
         }
     }
 }
@@ -216,14 +236,42 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn refused(path: &Path, source: rusqlite::Error) -> StoreError {
+/// What a failed statement means to whoever wanted it.
+fn refused(path: &Path, action: &'static str, source: rusqlite::Error) -> StoreError {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+    let path = path.to_owned();
+    let because = |reason: String, path| StoreError::MetadataRefused { action, path, reason };
     match source.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            StoreError::MetadataDamaged { path: path.to_owned(), reason: source.to_string() }
+            StoreError::MetadataDamaged { path, reason: source.to_string() }
         }
-        Some(ErrorCode::DiskFull) => StoreError::Full { action: "open", path: path.to_owned() },
-        _ => StoreError::Metadata { action: "open the metadata", source },
+        // Such as a digest that is none.
+        None if matches!(
+            source,
+            FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..)
+        ) =>
+        {
+            StoreError::MetadataDamaged { path, reason: source.to_string() }
+        }
+        Some(ErrorCode::DiskFull) => StoreError::Full { action, path },
+        // SQLite does not tell why it could not write.
+        Some(ErrorCode::SystemIoFailure) if is_full(&path) => StoreError::Full { action, path },
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            because("it cannot be written to: see whose it is, and use rimg as that user".to_owned(), path)
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            let seconds = BUSY_TIMEOUT.as_secs();
+            because(format!("another process has been writing to it for {seconds} seconds: try again"), path)
+        }
+        _ => because(source.to_string(), path),
     }
+}
+
+/// Whether the file system has no room left for the least that SQLite writes.
+fn is_full(path: &Path) -> bool {
+    const LEAST_BYTES: u64 = 64 << 10;
+    let folder = path.parent().unwrap_or(path);
+    rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < LEAST_BYTES)
 }
 
 /// Reads a column of text that must parse, such as a digest or a tag.
@@ -324,6 +372,38 @@ mod tests {
             before.sort_unstable();
             before[before.len() / 2]
         })
+    }
+
+    #[test]
+    fn messages_name_the_file_and_the_next_act_once() {
+        let path = Path::new("/store/metadata.db");
+        let failure = |code: i32| {
+            rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), Some("SQLite's words".to_owned()))
+        };
+        let table = [
+            (
+                rusqlite::ffi::SQLITE_CORRUPT,
+                "/store/metadata.db is damaged (SQLite's words): `rimg fsck --repair`",
+            ),
+            (
+                rusqlite::ffi::SQLITE_FULL,
+                "no space left to put a tag /store/metadata.db: free some with `rimg prune`",
+            ),
+            (
+                rusqlite::ffi::SQLITE_READONLY,
+                "failed to put a tag: /store/metadata.db: it cannot be written to: see whose",
+            ),
+            (
+                rusqlite::ffi::SQLITE_BUSY,
+                "failed to put a tag: /store/metadata.db: another process has been writing",
+            ),
+            (rusqlite::ffi::SQLITE_IOERR, "failed to put a tag: /store/metadata.db: SQLite's words"),
+        ];
+        for (code, expected) in table {
+            let error = refused(path, "put a tag", failure(code));
+            assert!(error.to_string().starts_with(expected), "{error}");
+            assert!(std::error::Error::source(&error).is_none(), "{error} would be told twice");
+        }
     }
 
     #[test]

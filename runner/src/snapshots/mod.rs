@@ -42,8 +42,6 @@ const BOOT_SUFFIX: &str = ".boot";
 const SQUASHED_SUFFIX: &str = "-squashed";
 /// The name of the lock file.
 const LOCK_NAME: &str = ".lock";
-/// Where the kernel tells the boot's id.
-const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Whose the unpacked files are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +118,7 @@ impl Snapshots {
         }
         rustix::fs::flock(&folder, FlockOperation::LockShared)
             .map_err(|errno| at("lock", path)(errno.into()))?;
-        let boot_id = std::fs::read_to_string(BOOT_ID_PATH).map_err(at("read", Path::new(BOOT_ID_PATH)))?;
+        let boot_id = rimg_formats::boot::id().map_err(at("use", path))?;
         Ok(Snapshots { path: path.to_owned(), folder: Directory::from_fd(folder), owners, boot_id })
     }
 
@@ -248,12 +246,12 @@ impl Snapshots {
         Ok(removed)
     }
 
-    /// Removes the trees that makers who died have left.
+    /// Removes only the trees that makers who died have left, which no container or build stands on.
     ///
     /// # Errors
     /// When one cannot be removed.
-    pub fn sweep_unfinished(&self) -> Result<u64, SnapshotError> {
-        self.remove_unwanted(|_| true, false)
+    pub fn sweep_unfinished(&self, dry_run: bool) -> Result<u64, SnapshotError> {
+        self.remove_unwanted(|_| true, dry_run)
     }
 
     fn name(&self, layer: &DiffId) -> String {

@@ -196,7 +196,7 @@ fn dead_makers_are_swept_and_living_ones_are_not() {
     let place = place();
     fs::create_dir_all(place.folder.path().join("snapshots/.new-1-0/deep")).unwrap();
     let living = place.snapshots.begin().unwrap();
-    assert_eq!(place.snapshots.sweep_unfinished().unwrap(), 1);
+    assert_eq!(place.snapshots.sweep_unfinished(false).unwrap(), 1);
     assert_eq!(place.names(), std::slice::from_ref(&living.name));
     drop(living);
     assert_eq!(place.names(), Vec::<String>::new());
