@@ -10,6 +10,7 @@ mod http;
 mod images;
 mod leftovers;
 mod platforms;
+mod power_cut;
 mod proxy;
 mod reproducibility;
 mod run;
