@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
+use crate::http;
 use crate::world::World;
 
 /// A running `rimg serve`; killed when dropped.
@@ -15,8 +16,14 @@ pub(crate) struct Server {
 impl Server {
     /// Serves the store in the folder `root` on a free port.
     pub(crate) fn start(world: &World, root: &str) -> Server {
+        Server::start_with(world, root, &[])
+    }
+
+    /// The same, with more flags.
+    pub(crate) fn start_with(world: &World, root: &str, flags: &[&str]) -> Server {
         let root = world.path(root);
         let arguments = ["--root", root.to_str().unwrap(), "serve", "--listen", "127.0.0.1:0"];
+        let arguments = [&arguments[..], flags].concat();
         let mut child = world.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let address = loop {
@@ -114,4 +121,44 @@ fn a_damaged_blob_is_not_served_and_a_push_heals_it() {
     world.rimg(&["push", "app", &name]).ok();
     world.rimg(&["--root", third, "pull", &name]).ok();
     world.verify_store(&world.path("second"));
+}
+
+#[test]
+fn a_server_answers_to_the_names_it_was_given() {
+    let world = World::new();
+    let unnamed = Server::start(&world, "one");
+    let named = Server::start_with(&world, "two", &["--host", "registry.example", "--proxy", "192.0.2.1"]);
+    let table = [
+        (&unnamed, "localhost", 200),
+        (&unnamed, "registry.example", 421),
+        (&named, "registry.example", 200),
+        (&named, "evil.example", 421),
+    ];
+    for (server, name, status) in table {
+        let answer = http::request(&server.address, "GET", "/v2/", &format!("Host: {name}\r\n"), b"");
+        assert_eq!(answer.status, status, "{name}");
+    }
+}
+
+/// `.invalid` is nobody's (RFC 6761): no network is needed to know.
+#[test]
+fn a_registry_that_cannot_be_reached_is_explained_wherever_it_is_needed() {
+    let world = World::new();
+    world.write("context/Buildfile", "FROM registry.invalid/app\n");
+    let context = world.path("context");
+    let commands: [(&[&str], i32); 4] = [
+        (&["pull", "registry.invalid/app"], 1),
+        (&["run", "registry.invalid/app"], 125),
+        (&["build", context.to_str().unwrap()], 1),
+        (&["login", "registry.invalid", "-u", "me", "-p", "secret"], 1),
+    ];
+    for (arguments, code) in commands {
+        let mut command = world.command(arguments);
+        // A proxy would be asked for the name.
+        command.env("NO_PROXY", "*");
+        let stderr = world.run(command).fails(code);
+        let reason = "failed to reach registry.invalid: the name could not be resolved";
+        assert!(stderr.contains(reason), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("check the spelling"), "{arguments:?}: {stderr}");
+    }
 }

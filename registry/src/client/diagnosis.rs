@@ -296,6 +296,28 @@ mod tests {
         Target { host: host.to_owned(), port: 443, tls, proxy_variable }
     }
 
+    /// `.invalid` is a name that nobody has, and that no name server is asked for (RFC 6761).
+    #[test]
+    fn a_name_that_nobody_has_is_known_for_one_and_not_tried_again() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // Whatever proxy the machine uses: it would be asked for the name.
+        let tls = crate::client::tls::trust_nobody().unwrap();
+        let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls).build().unwrap();
+        let url: Url = "https://registry.invalid/v2/".parse().unwrap();
+        let sent = client.get(url.clone()).send();
+        let error = runtime.block_on(sent).unwrap_err();
+        let error = network(&url, "the registry", Duration::from_secs(1), &error);
+        assert!(
+            matches!(error, ClientError::NoConnection { reason: NoConnection::NameUnknown, .. }),
+            "{error}"
+        );
+        assert!(!error.is_transient());
+        assert_eq!(
+            error.to_string(),
+            "failed to reach registry.invalid: the name could not be resolved: no address is known for it"
+        );
+    }
+
     #[test]
     fn hints_fit_the_place() {
         let refused = |target: &Target| NoConnection::Refused.hint(target).unwrap();

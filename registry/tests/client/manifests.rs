@@ -9,7 +9,7 @@ use rimg_formats::digest::Digest;
 use rimg_formats::manifest::{Index, Manifest};
 use rimg_formats::media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
 use rimg_formats::reference::Tag;
-use rimg_registry::client::{Client, ClientError, ClientOptions, NoConnection, PlainHttp, RetryPolicy};
+use rimg_registry::client::{Client, ClientError, ClientOptions, NoConnection, PlainHttp};
 
 use crate::fake::{Answer, Fake, options};
 
@@ -308,20 +308,6 @@ fn nobody_listening_is_an_error_that_names_the_host() {
         format!("failed to reach {address}: nothing listens there (connection refused)")
     );
     assert!(error.hint().unwrap().contains("rimg serve"));
-}
-
-/// `.invalid` is a name that nobody has, and that no name server is asked for (RFC 6761).
-#[test]
-fn a_name_that_nobody_has_is_an_error_at_once() {
-    let retry = RetryPolicy { tries_max: 2, first_wait: Duration::from_secs(3600), ..RetryPolicy::default() };
-    let client = Client::new(ClientOptions { retry, plain_http: PlainHttp::Loopback, ..options() });
-    let reference = "registry.invalid/app".parse().unwrap();
-    let error = client.repository(&reference).manifest_by_tag(&Tag::latest()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "failed to reach registry.invalid: the name could not be resolved: no address is known for it"
-    );
-    assert!(error.hint().unwrap().contains("check the spelling"));
 }
 
 #[test]
