@@ -16,7 +16,7 @@ use rimg_formats::reference::{ImageName, RepositoryName};
 use rimg_formats::store::{Blob, Store, StoreError};
 
 use super::State;
-use super::body::{self, Part};
+use super::body::{self, Part, Reader};
 use super::entity_tag::{self, EntityTags};
 use super::error::{ApiError, Code};
 use super::event::Event;
@@ -135,7 +135,8 @@ fn send(state: &State, status: StatusCode, blob: Blob, parts: Vec<Part>) -> Repl
     let digest = *blob.digest();
     let length: u64 = parts.iter().map(Part::length).sum();
     let observer = state.options.observer.clone();
-    let body = body::of_blob(blob.into_file(), parts, state.jobs.clone(), move |error| {
+    let reader = Reader::new(blob.into_file(), state.jobs.clone(), state.read_blocks.clone());
+    let body = body::of_blob(reader, parts, move |error| {
         if let Some(observer) = &observer {
             observer(Event::BodyFailed { digest: digest.to_string(), cause: error.to_string() });
         }

@@ -19,6 +19,12 @@ pub(super) const DRAIN_BYTES_MAX: usize = 4 << 20;
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes read from disk at once for a blob: from a quarter of a mebibyte on, the cost per byte is flat.
 pub(super) const READ_BLOCK_BYTES: usize = 512 * 1024;
+/// Such blocks in memory at once, two for a body: 128 MiB. Clients that read slowly would otherwise hold a mebibyte
+/// each, two gibibytes over all connections.
+pub(super) const READ_BLOCKS_MAX: usize = 256;
+/// Bytes read at once where there are so many already: the more bodies are under way, the less does the speed of one
+/// matter.
+pub(super) const SMALL_READ_BLOCK_BYTES: usize = 32 * 1024;
 /// Bytes handed to the hashing writer at once; a connection holds at most two such batches.
 pub(super) const WRITE_BATCH_BYTES: usize = 256 * 1024;
 /// Blocking store operations at once. Most wait for the disk or for SQLite's one writer, so more threads would
@@ -65,7 +71,7 @@ pub(super) const RETRY_AFTER_SECONDS: &str = "5";
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Connections at once; more wait to be accepted. Each costs some tens of KiB and an open file, and while
-    /// it sends a blob, two or three blocks of 512 KiB.
+    /// it sends a blob, two or three blocks of 32 KiB, or of 512 KiB while there are few.
     pub connections: usize,
     /// Uploads receiving bytes at once; more are told to come back (429). Each holds two batches of
     /// 256 KiB and an open file.

@@ -155,6 +155,8 @@ struct State {
     warnings: Vec<HeaderValue>,
     /// Admission to the blocking threads.
     jobs: Arc<Semaphore>,
+    /// Large blocks of bodies that may be in memory.
+    read_blocks: Arc<Semaphore>,
     /// Admission to [`Limits::connections`].
     connections: Arc<Places>,
     /// Admission to [`limits::LARGE_DOCUMENTS_MAX`].
@@ -176,6 +178,7 @@ impl Server {
             names: Names::new(address, &options.names),
             warnings,
             jobs: Arc::new(Semaphore::new(limits::BLOCKING_JOBS_MAX)),
+            read_blocks: Arc::new(Semaphore::new(limits::READ_BLOCKS_MAX)),
             connections: places(options.limits.connections),
             large_documents: places(limits::LARGE_DOCUMENTS_MAX),
             sessions: Arc::new(Sessions::new(places(options.limits.concurrent_uploads))),

@@ -11,12 +11,12 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// The span in pieces of at most `bytes`.
-    pub(super) fn blocks(self, bytes: usize) -> impl Iterator<Item = Span> + Send {
-        (0..self.length).step_by(bytes).map(move |start| {
-            let length = (self.length - start).min(bytes as u64);
-            Span { offset: self.offset + start, length }
-        })
+    /// The first `bytes` of the span, at least one, and what is left behind them.
+    pub(super) fn split(self, bytes: usize) -> (Span, Option<Span>) {
+        let length = self.length.min(bytes.max(1) as u64);
+        let left = self.length - length;
+        let rest = (left > 0).then_some(Span { offset: self.offset + length, length: left });
+        (Span { offset: self.offset, length }, rest)
     }
 
     /// As `Content-Range` writes it.
@@ -155,14 +155,14 @@ mod tests {
     }
 
     #[test]
-    fn blocks_cover_a_span_once() {
-        let blocks = |offset, length| {
-            let blocks = Span { offset, length }.blocks(10);
-            blocks.map(|block| (block.offset, block.length)).collect::<Vec<_>>()
+    fn a_span_is_split_where_there_is_more_of_it() {
+        let split = |offset, length| {
+            let (first, rest) = Span { offset, length }.split(10);
+            ((first.offset, first.length), rest.map(|rest| (rest.offset, rest.length)))
         };
-        assert_eq!(blocks(7, 25), [(7, 10), (17, 10), (27, 5)]);
-        assert_eq!(blocks(7, 20), [(7, 10), (17, 10)]);
-        assert_eq!(blocks(7, 1), [(7, 1)]);
+        assert_eq!(split(7, 25), ((7, 10), Some((17, 15))));
+        assert_eq!(split(7, 10), ((7, 10), None));
+        assert_eq!(split(7, 1), ((7, 1), None));
     }
 
     #[test]
