@@ -4,6 +4,8 @@
 
 mod kit;
 
+use std::os::unix::fs::PermissionsExt;
+
 use kit::Workspace;
 
 fn history(outcome: &kit::Outcome) -> Vec<String> {
@@ -247,4 +249,37 @@ fn unknown_images_are_told_at_their_line() {
     let other = "error: failed to get the image `elsewhere`: image `elsewhere` is not known\n --> Buildfile:3:13\n  |\n\
                  3 | COPY --from=elsewhere /x /\n  |             ^^^^^^^^^ neither in the store nor in a registry\n";
     assert_eq!(text, format!("{expected}{}\n{other}{}", help("nowhere:1"), help("elsewhere")));
+}
+
+#[test]
+fn named_contexts_stand_for_stages_and_images() {
+    let workspace = Workspace::new();
+    let outside = |place: &str| {
+        let folder = workspace.root().join(place);
+        std::fs::create_dir_all(folder.join("etc")).unwrap();
+        for (name, content) in [("etc/own", "own"), ("hidden", "no"), (".dockerignore", "hidden\n")] {
+            std::fs::write(folder.join(name), content).unwrap();
+            std::fs::set_permissions(folder.join(name), std::fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        std::fs::set_permissions(folder.join("etc"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        folder.display().to_string()
+    };
+    let buildfile =
+        "FROM scratch AS files\nCOPY Buildfile /never\nFROM base:latest\nCOPY --from=files / /srv/\n";
+    let built = |place: &str| {
+        let mut options = workspace.options(buildfile);
+        options.named_contexts.insert("base".into(), outside(place));
+        options.named_contexts.insert("files".into(), outside(place));
+        workspace.build_with(options).unwrap()
+    };
+    let first = built("one");
+    let names: Vec<String> =
+        first.listing().iter().map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect();
+    assert_eq!(
+        names,
+        [".dockerignore", "etc", "etc/own", "hidden", "srv", "srv/.dockerignore", "srv/etc", "srv/etc/own"]
+    );
+    // Where a context lies is no matter of the image.
+    assert_eq!(history(&first)[0], "+ FROM base:latest");
+    assert_eq!(built("another/place").digest(), first.digest());
 }

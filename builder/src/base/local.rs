@@ -17,13 +17,21 @@ use crate::engine::{Build, BuildError, step_error, unreadable};
 use crate::events::{Event, StepId};
 use crate::layer_plan::LayerPlan;
 use crate::layer_step::StepOutcome;
+use crate::plan::LocalPath;
 use crate::source::Span;
 use crate::source_tree::land;
 use rimg_formats::layer::LayerPath;
 
 /// Makes the layer of the directory or archive at `path`, or finds it in the cache.
-pub(crate) fn make(build: &Build<'_>, id: StepId, path: &str, span: Span) -> Result<StepOutcome, BuildError> {
-    let place = build.local_path(path);
+pub(crate) fn make(
+    build: &Build<'_>,
+    id: StepId,
+    path: &LocalPath,
+    span: Span,
+) -> Result<StepOutcome, BuildError> {
+    let place = build.local_path(&path.path);
+    let slot = Slot::new(&format!("FROM {}", path.name));
+    let path = &path.path;
     let stat = std::fs::metadata(&place).map_err(|error| missing(span, path, &error))?;
     let failed = |error: io::Error| unreadable(span, &place, &error);
     let plan = if stat.is_dir() {
@@ -48,7 +56,6 @@ pub(crate) fn make(build: &Build<'_>, id: StepId, path: &str, span: Span) -> Res
     };
     let plan = plan.map_err(|error| BuildError::at(span, error.to_string()))?;
     let missed = |miss| (build.events)(Event::StepMissed { id, miss });
-    let slot = Slot::new(&format!("FROM {path}"));
     build.maker.make(plan, slot, &missed).map_err(|error| step_error(error, span))
 }
 

@@ -7,6 +7,7 @@ use rimg_formats::store::Image;
 
 use super::Build;
 use super::error::BuildError;
+use super::options::ignore_file;
 use super::stage::StageRun;
 use crate::assemble::ImageState;
 use crate::base;
@@ -38,10 +39,12 @@ pub(crate) fn source_tree(
             Ok(Arc::new(LayerTree::new(&format!("image `{name}`"), build.store, &layers)?))
         }
         CopySource::Path(path) => {
-            let directory = build.local_path(path);
-            let name = format!("`{path}`");
+            let directory = build.local_path(&path.path);
+            let name = format!("the build context `{}`", path.name);
             let tree = DiskTree::open(&directory, &name, Owners::Dropped);
-            Ok(Arc::new(tree.map_err(|error| unreadable(span, &directory, &error))?))
+            let tree = tree.map_err(|error| unreadable(span, &directory, &error))?;
+            let ignore = ignore_file(&directory).map_err(|error| BuildError::at(span, error.to_string()))?;
+            Ok(Arc::new(tree.with_ignore(ignore.unwrap_or_default())))
         }
         CopySource::OciLayout(layout) => {
             let image = base::layout::import(build, run.stage, layout, span)?;

@@ -115,7 +115,7 @@ fn begin<'a>(
         Base::Path(path) => {
             let mut image = build.scratch(stage)?;
             let found = base::local::make(build, StepId { stage: stage.number, step: 0 }, path, span)?;
-            image.add_step(found.layer.clone(), format!("FROM {path}"));
+            image.add_step(found.layer.clone(), format!("FROM {}", path.name));
             outcome = Some(found);
             (image, None)
         }

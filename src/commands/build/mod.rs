@@ -1,6 +1,7 @@
 //! `rimg build`: an image from a Buildfile.
 
 mod bases;
+mod contexts;
 mod output;
 mod show;
 
@@ -45,6 +46,10 @@ pub(crate) struct BuildArgs {
     /// Set a build argument; NAME alone passes on the caller's environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     build_arg: Vec<String>,
+    /// A further source for FROM, COPY --from and mounts: a folder, docker-image://NAME[:TAG], or
+    /// oci-layout://DIR[:TAG|@DIGEST]; it comes before stages and images of that name
+    #[arg(long, value_name = "NAME=VALUE")]
+    build_context: Vec<String>,
     /// Build up to this stage
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
@@ -205,6 +210,11 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
     if let Some(text) = options.build_args.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) {
         options.epoch = Epoch::parse(text)?;
         options.epoch_is_given = true;
+    }
+    let working_folder = std::env::current_dir().context("failed to find the working folder")?;
+    for context in &args.build_context {
+        let (name, value) = contexts::parse(context, &working_folder)?;
+        options.named_contexts.insert(name, value);
     }
     for label in &args.label {
         let (name, value) = label.split_once('=').unwrap_or((label, ""));
