@@ -22,6 +22,7 @@ use rimg_formats::store::{Ingest, Store, StoreError};
 
 use crate::cache::{Cache, CacheKey, FieldHasher, LayerRecord, Lookup, Miss, Slot, StepInputs, StepRecord};
 use crate::context::{DiskFile, processors};
+use crate::engine::{Stop, Stopped};
 use crate::layer_plan::{LayerPlan, PlannedEntry};
 use crate::layer_tree::prepare_sources;
 use crate::source_tree::Content;
@@ -39,6 +40,9 @@ pub(crate) enum LayerStepError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The step was not to go on.
+    #[error("the step was stopped")]
+    Stopped(Stopped),
 }
 
 /// Makes the layers of one build.
@@ -47,6 +51,7 @@ pub(crate) struct LayerMaker {
     pub(crate) store: Store,
     pub(crate) cache: Cache,
     pub(crate) stat_cache: StatCache,
+    pub(crate) stop: Stop,
     pub(crate) options: LayerOptions,
 }
 
@@ -145,6 +150,7 @@ impl LayerMaker {
         let mut writer = LayerWriter::new(self.store.ingest_local()?, self.options)?;
         let mut looks = Vec::new();
         for (at, planned) in entries.iter().enumerate() {
+            self.stop.check().map_err(LayerStepError::Stopped)?;
             let content = |source| WriteError::Content { path: planned.entry.path.clone(), source };
             match &planned.content {
                 Content::None => writer.append_empty(&planned.entry)?,
@@ -187,7 +193,7 @@ impl LayerMaker {
         let next = AtomicUsize::new(0);
         let work = || -> io::Result<Vec<(usize, Digest)>> {
             let mut done = Vec::new();
-            while let Some((at, planned)) = claim(&next, entries) {
+            while let Some((at, planned)) = claim(&next, entries).filter(|_| self.stop.check().is_ok()) {
                 if let Some(digest) = self.digest(&planned.content)? {
                     done.push((at, digest));
                 }
@@ -204,6 +210,7 @@ impl LayerMaker {
                 .chain([own])
                 .collect()
         });
+        self.stop.check().map_err(LayerStepError::Stopped)?;
         for part in parts {
             for (at, digest) in part? {
                 digests[at] = Some(digest);

@@ -30,6 +30,7 @@ mod layer_step;
 mod layer_tree;
 mod materialise;
 mod metadata;
+mod parallel;
 mod run_step;
 mod source_tree;
 mod stat_cache;

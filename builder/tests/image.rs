@@ -7,6 +7,7 @@ mod kit;
 use std::os::unix::fs::PermissionsExt;
 
 use kit::Workspace;
+use rimg_builder::events::Event;
 
 fn history(outcome: &kit::Outcome) -> Vec<String> {
     let line = |line: &rimg_formats::config::History| {
@@ -282,4 +283,30 @@ fn named_contexts_stand_for_stages_and_images() {
     // Where a context lies is no matter of the image.
     assert_eq!(history(&first)[0], "+ FROM base:latest");
     assert_eq!(built("another/place").digest(), first.digest());
+}
+
+#[test]
+fn hundreds_of_stages_are_built_a_few_at_a_time() {
+    let workspace = Workspace::new();
+    workspace.file("a", "a");
+    let mut text: String =
+        (0..200).map(|number| format!("FROM scratch AS s{number}\nCOPY a /{number}\n")).collect();
+    text.push_str("FROM scratch\n");
+    (0..200).for_each(|number| text.push_str(&format!("COPY --from=s{number} / /\n")));
+    let built = workspace.build(&text);
+    assert_eq!(built.listing().len(), 200);
+    // What the events say: no more stages began and did not end than may be at work at once.
+    let (mut running, mut most) = (std::collections::BTreeSet::new(), 0);
+    for event in &built.events {
+        match event {
+            Event::StepStarted { id } => drop(running.insert(id.stage)),
+            Event::StepDone { id, .. } | Event::StepCached { id, .. } if id.step == 1 => {
+                running.remove(&id.stage);
+            }
+            _ => {}
+        }
+        most = most.max(running.len());
+    }
+    let processors = std::thread::available_parallelism().unwrap().get();
+    assert!(most <= (4 * processors).max(8), "{most} stages at once");
 }

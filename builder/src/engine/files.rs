@@ -201,6 +201,7 @@ fn make_layer(
 pub(crate) fn step_error(error: LayerStepError, span: Span) -> BuildError {
     match error {
         LayerStepError::Store(error) => error.into(),
+        LayerStepError::Stopped(stopped) => stopped.into(),
         other => BuildError::at(span, other.to_string()),
     }
 }

@@ -68,7 +68,10 @@ fn observed<T>(
 ) -> Result<T, BuildError> {
     (build.events)(Event::StepStarted { id });
     let began = Instant::now();
-    let (result, outcome) = work().inspect_err(|_| (build.events)(Event::StepFailed { id }))?;
+    let (result, outcome) = work().inspect_err(|error| {
+        let stopped = error.is_stop();
+        (build.events)(if stopped { Event::StepStopped { id } } else { Event::StepFailed { id } });
+    })?;
     let summary = |layer: &LayerRecord, entries| LayerSummary {
         digest: layer.descriptor.digest,
         size_bytes: layer.descriptor.size,

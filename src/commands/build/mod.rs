@@ -4,6 +4,7 @@ mod bases;
 mod contexts;
 mod output;
 mod show;
+mod signals;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -139,7 +140,17 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
         UserNamespace::Unused => {}
     }
     let steps = Steps::new(&display, &source, args.explain);
-    let result = builder.build(&|event| steps.show(event)).map_err(|error| explain(&error, &source))?;
+    let build = || builder.build(&|event| steps.show(event));
+    let result = match signals::interruptible(&builder.interrupt(), &display, build) {
+        Ok(result) => result,
+        Err(interrupted) => {
+            // Finished steps stay in the cache, which holds on to what it needs.
+            store.release_session()?;
+            return Err(interrupted.tell(&display));
+        }
+    };
+    display.close();
+    let result = result.map_err(|error| explain(&error, &source))?;
     for spec in &args.output {
         output::write(&store, &result, spec)?;
     }
