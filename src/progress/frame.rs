@@ -166,7 +166,7 @@ pub(super) fn finished_rows(
     let room = room(screen).saturating_sub(3 + behind);
     let detail_fits = !detail.is_empty() && columns(title).min(room) + 2 + columns(detail) <= room;
     // A short detail, such as a size, is worth more than the end of a long title.
-    let short_detail = !detail.is_empty() && columns(detail) + 2 + TITLE_COLUMNS_MIN * 2 <= room;
+    let short_detail = !detail.is_empty() && columns(detail) + 2 + TITLE_COLUMNS_MIN <= room;
     let beside = if detail_fits || short_detail { columns(detail) + 2 } else { 0 };
     let mut row = Row::default();
     row.push(&format!(" {mark} "), colour, screen);
