@@ -22,7 +22,7 @@ use self::mode::ModeChange;
 pub(crate) use self::sources::{Match, Missing, find_sources};
 use crate::context::is_excluded;
 use crate::ignore::IgnorePatterns;
-use crate::layer_plan::{LayerPlan, NewDirectory, PlanConflict};
+use crate::layer_plan::{LayerPlan, NewDirectory, PlanConflict, children_of_all};
 use crate::source_tree::{Content, SourceNode, SourceTree, land};
 
 /// What flags of COPY and ADD say about the entries.
@@ -113,6 +113,7 @@ impl CopyPlanner<'_> {
             owner: None,
             mtime: Mtime::default(),
             xattrs: std::collections::BTreeMap::new(),
+            unread: None,
             content: Content::Bytes(content),
             identity: None,
         };
@@ -152,17 +153,20 @@ impl CopyPlanner<'_> {
         target: &LayerPath,
     ) -> Result<(), CopyError> {
         let mut waiting = vec![(from.clone(), target.clone(), LayerPath::root())];
-        while let Some((from, target, inside)) = waiting.pop() {
-            for (name, node) in tree.children(&from)? {
-                let inside = inside.join(&name)?;
-                if self.is_excluded(inside.as_bytes(), node.is_directory()) {
-                    continue;
-                }
-                let (path, source) = (target.join(&name)?, from.join(&name)?);
-                let is_directory = node.is_directory();
-                self.put(path.clone(), node)?;
-                if is_directory {
-                    waiting.push((source, path, inside));
+        while !waiting.is_empty() {
+            let directories = std::mem::take(&mut waiting);
+            for ((from, target, inside), children) in children_of_all(tree, directories, |(from, ..)| from) {
+                for (name, node) in children? {
+                    let inside = inside.join(&name)?;
+                    if self.is_excluded(inside.as_bytes(), node.is_directory()) {
+                        continue;
+                    }
+                    let (path, source) = (target.join(&name)?, from.join(&name)?);
+                    let is_directory = node.is_directory();
+                    self.put(path.clone(), node)?;
+                    if is_directory {
+                        waiting.push((source, path, inside));
+                    }
                 }
             }
         }

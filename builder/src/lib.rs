@@ -29,6 +29,7 @@ mod layer_plan;
 mod layer_step;
 mod layer_tree;
 mod materialise;
+mod memo;
 mod metadata;
 mod parallel;
 mod run_step;

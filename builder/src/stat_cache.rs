@@ -41,7 +41,7 @@ pub(crate) fn stamp_of(stat: &Stat) -> FileStamp {
 }
 
 /// Whether the file had been left alone long enough at `now_ns` that a later change must show in the stamp.
-fn is_settled(stamp: &FileStamp, now_ns: i128) -> bool {
+pub(crate) fn is_settled(stamp: &FileStamp, now_ns: i128) -> bool {
     let coarse = stamp.ctime_ns % 1_000_000_000 == 0;
     let margin = if coarse { RACY_COARSE_NANOSECONDS } else { RACY_NANOSECONDS };
     i128::from(stamp.ctime_ns) + margin < now_ns

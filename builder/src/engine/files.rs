@@ -96,12 +96,8 @@ fn plan_transfer(
     let destination = Destination::parse(&written.text, run.image.working_directory());
     let destination = destination.map_err(|error| BuildError::at(written.span, error.to_string()))?;
     let rules = rules(run, transfer, parents)?;
-    let mut planner = CopyPlanner {
-        below: &*run.tree,
-        destination: &destination,
-        rules: &rules,
-        plan: LayerPlan::default(),
-    };
+    let mut planner =
+        CopyPlanner { below: &*run.tree, destination: &destination, rules: &rules, plan: LayerPlan::new() };
     let several = transfer.sources.len() > 1;
     for source in &transfer.sources {
         let (span, planned) = match source {
@@ -222,7 +218,7 @@ pub(crate) fn workdir(
     let cleaned = clean(joined.as_bytes()).map_err(|error| BuildError::at(span, error.to_string()))?;
     let text = format!("/{}", String::from_utf8_lossy(cleaned.as_bytes()));
     let below: &dyn SourceTree = &*run.tree;
-    let mut plan = LayerPlan::default();
+    let mut plan = LayerPlan::new();
     let landing = land(below, &cleaned).map_err(|error| BuildError::at(span, error.to_string()))?;
     let exists = landing.node.as_ref().is_some_and(crate::source_tree::SourceNode::is_directory);
     if !exists {
