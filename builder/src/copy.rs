@@ -6,6 +6,8 @@
 //!    as one (`dir/`), or several files come; else it becomes the file of that name.
 //! 4. Directories that are missing on the way are made, 0755, owned as `--chown` says, else by root.
 //! 5. A file never replaces a directory, nor a directory anything else.
+//!
+//! With `--link` the image below is taken to be empty (3 to 5).
 
 pub(crate) mod destination;
 pub(crate) mod mode;

@@ -295,3 +295,43 @@ fn deep_directories_are_copied() {
     let (layer, _) = &built.result.layers[0];
     assert_eq!(workspace.store.layer_index(&layer.digest).unwrap().entries.len(), 1000);
 }
+
+/// `--link` makes the layer on nothing: links, directories and their attributes below do not matter, and the layer is
+/// the same, and found again, on every base.
+#[test]
+fn linked_copies_do_not_look_below() {
+    let workspace = workspace();
+    let layer = |built: &kit::Outcome| built.result.layers.last().unwrap().0.digest;
+    let build = |base: &str, line: &str| workspace.build(&format!("FROM scratch\n{base}\n{line}\n"));
+    let bases = [
+        "COPY two /other",
+        "COPY base/ /",
+        "COPY two /lib",
+        "COPY --chmod=700 --chown=5:6 tree /lib/deep/",
+        "WORKDIR /lib",
+    ];
+    let lines = [
+        (
+            "COPY --link tree/a /lib/deep/x",
+            vec!["d755 0:0 lib", "d755 0:0 lib/deep", "f644 0:0 lib/deep/x = a"],
+        ),
+        ("COPY --link tree/sub/ /lib/", vec!["d755 0:0 lib", "f644 0:0 lib/b = b"]),
+        // Without a `/` at its end the destination is a file, whatever is there below.
+        ("COPY --link one /lib", vec!["f644 0:0 lib = 1"]),
+        ("ADD --link --chown=7 --chmod=640 one two /lib/", vec!["d755 7:7 lib", "f640 7:7 lib/one = 1"]),
+    ];
+    for (line, shown) in lines {
+        let alone = workspace.build(&format!("FROM scratch\n{line}\n"));
+        for base in bases {
+            let built = build(base, line);
+            assert_eq!(layer(&built), layer(&alone), "{line} on {base}");
+            let steps = built.steps();
+            assert_eq!(steps.last().map(String::as_str), Some("0.2 cached"), "{line} on {base}");
+            let listing = built.listing();
+            assert!(shown.iter().all(|line| listing.contains(&(*line).to_owned())), "{base}: {listing:?}");
+        }
+    }
+    // Switched off it is a COPY like any other: the link is followed.
+    let followed = build("COPY base/ /", "COPY --link=false one /lib/");
+    assert!(followed.listing().contains(&"f644 0:0 usr/lib/one = 1".to_owned()));
+}

@@ -15,7 +15,7 @@ use crate::copy::{CopyError, CopyPlanner, CopyRules, find_sources};
 use crate::diagnostic::Diagnostic;
 use crate::events::{Event, StepId};
 use crate::ignore::IgnorePatterns;
-use crate::layer_plan::{LayerPlan, NewDirectory, PlanConflict};
+use crate::layer_plan::{LayerPlan, NewDirectory, Nothing, PlanConflict};
 use crate::layer_step::{LayerStepError, StepOutcome};
 use crate::plan::{ExpandedAdd, ExpandedCopy, ExpandedSource, ExpandedTransfer, Step};
 use crate::source::Span;
@@ -96,8 +96,11 @@ fn plan_transfer(
     let destination = Destination::parse(&written.text, run.image.working_directory());
     let destination = destination.map_err(|error| BuildError::at(written.span, error.to_string()))?;
     let rules = rules(run, transfer, parents)?;
-    let mut planner =
-        CopyPlanner { below: &*run.tree, destination: &destination, rules: &rules, plan: LayerPlan::new() };
+    // `--link`: the layer is made on nothing, so that it is the same on every base. What the base has at its paths,
+    // links and attributes of directories among it, is covered by it and not looked at.
+    let independent = transfer.link.is_some_and(|link| link.on);
+    let below: &dyn SourceTree = if independent { &Nothing } else { &*run.tree };
+    let mut planner = CopyPlanner { below, destination: &destination, rules: &rules, plan: LayerPlan::new() };
     let several = transfer.sources.len() > 1;
     for source in &transfer.sources {
         let (span, planned) = match source {
