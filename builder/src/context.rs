@@ -118,8 +118,22 @@ impl DiskTree {
 
     /// Adds the place to an error.
     fn at(&self, path: &LayerPath, error: io::Error) -> io::Error {
-        let place = self.0.path.join(path.as_path());
-        io::Error::new(error.kind(), format!("`{}`: {error}", place.display()))
+        io::Error::new(
+            error.kind(),
+            format!("failed to read {}: {}", self.place(path), without_number(&error)),
+        )
+    }
+
+    /// Where `path` is on this machine, for messages: the ends of it, if it is very long.
+    fn place(&self, path: &LayerPath) -> String {
+        let shown = self.0.path.join(path.as_path()).display().to_string();
+        let count = shown.chars().count();
+        if count <= PLACE_CHARS_MAX {
+            return format!("`{shown}`");
+        }
+        let start: String = shown.chars().take(PLACE_CHARS_MAX / 2).collect();
+        let end: String = shown.chars().skip(count - PLACE_CHARS_MAX / 2).collect();
+        format!("`{start}…{end}` ({} bytes)", shown.len())
     }
 
     fn hidden(&self, path: &LayerPath, is_directory: bool) -> bool {
@@ -263,6 +277,11 @@ impl OpenParent {
 }
 
 impl DiskFile {
+    /// Where it is, for messages.
+    pub(crate) fn place(&self) -> String {
+        self.tree.place(&self.path)
+    }
+
     /// The extended attributes that images keep. `parent` is handed from file to file: neighbours share it.
     pub(crate) fn xattrs(&self, parent: &mut OpenParent) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
         let name = self.path.file_name().unwrap_or(b".");
@@ -283,10 +302,22 @@ impl DiskFile {
             self.tree.open_beneath(&self.path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let stat = rustix::fs::fstat(&opened)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            let changed = io::Error::other("is no regular file any more: it changed during the build");
+            let changed = io::Error::other("it is no regular file any more");
             return Err(self.tree.at(&self.path, changed));
         }
         Ok(File::from(opened))
+    }
+}
+
+/// Longest path that messages show whole: the longest name of a file, and some folders.
+const PLACE_CHARS_MAX: usize = 300;
+
+/// The system's words for an error, without its number.
+fn without_number(error: &io::Error) -> String {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(number) => text.trim_end_matches(&format!(" (os error {number})")).to_owned(),
+        None => text,
     }
 }
 

@@ -31,7 +31,7 @@ pub use self::error::{BuildError, RunFailure};
 pub(crate) use self::files::step_error;
 pub use self::options::{BUILDFILE_NAMES, BuildOptions, InputError, Timestamps};
 use self::schedule::run_in_order;
-pub(crate) use self::sources::{source_tree, unreadable};
+pub(crate) use self::sources::{read_error, source_tree, unreadable};
 use self::stage::StageResult;
 pub(crate) use self::stage::StageRun;
 pub use self::stop::Interrupt;

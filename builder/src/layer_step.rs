@@ -38,6 +38,16 @@ pub(crate) enum LayerStepError {
     /// A content could not be read.
     #[error(transparent)]
     Read(#[from] io::Error),
+    /// A file was written to while it was read.
+    #[error("{place} changed while it was read: it had {expected} bytes, then {found}")]
+    Changed {
+        /// Where it is.
+        place: String,
+        /// Its size in bytes when it was looked at.
+        expected: u64,
+        /// `exactly N` or `more than N`.
+        found: String,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -194,10 +204,10 @@ impl LayerMaker {
                 Content::Layer(file) => writer.append(&planned.entry, file.open().map_err(content)?)?,
                 Content::Disk(disk) => {
                     let began_ns = now_ns();
-                    let file = disk.open().map_err(content)?;
-                    let before = stamp(&file).map_err(content)?;
-                    writer.append_file(&planned.entry, &file)?;
-                    looks.push((at, before, stamp(&file).map_err(content)?, began_ns));
+                    let file = disk.open()?;
+                    let before = stamp(&file)?;
+                    writer.append_file(&planned.entry, &file).map_err(|error| of_file(error, disk))?;
+                    looks.push((at, before, stamp(&file)?, began_ns));
                 }
             }
         }
@@ -309,6 +319,16 @@ impl LayerMaker {
     /// Stores what was learnt about files on disk.
     pub(crate) fn save_stat_cache(&self) -> Result<(), StoreError> {
         self.store.stat_cache_put(&self.stat_cache.take_learnt())
+    }
+}
+
+/// An error of writing an entry, told of the file that it comes from.
+fn of_file(error: WriteError, file: &DiskFile) -> LayerStepError {
+    match error {
+        WriteError::Size { expected, found, .. } => {
+            LayerStepError::Changed { place: file.place(), expected, found }
+        }
+        other => other.into(),
     }
 }
 

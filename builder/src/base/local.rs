@@ -13,7 +13,7 @@ use crate::add;
 use crate::cache::Slot;
 use crate::context::{DiskTree, Owners};
 use crate::diagnostic::Diagnostic;
-use crate::engine::{Build, BuildError, step_error, unreadable};
+use crate::engine::{Build, BuildError, read_error, step_error, unreadable};
 use crate::events::{Event, StepId};
 use crate::layer_plan::LayerPlan;
 use crate::layer_step::StepOutcome;
@@ -54,7 +54,7 @@ pub(crate) fn make(
         };
         LayerPlan::of_tree(&archive)
     };
-    let plan = plan.map_err(|error| BuildError::at(span, error.to_string()))?;
+    let plan = plan.map_err(|error| read_error(span, &error))?;
     let missed = |miss| (build.events)(Event::StepMissed { id, miss });
     build.maker.make(plan, slot, &missed).map_err(|error| step_error(error, span))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::error::BuildError;
-use super::sources::source_tree;
+use super::sources::{NO_SIZES, QUIET_FOLDER, read_error, source_tree};
 use super::stage::StageRun;
 use super::unsupported::unsupported_source;
 use crate::add;
@@ -156,9 +156,8 @@ fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
             Diagnostic::error(destination, error.to_string()).help("end the destination with `/`")
         }
         CopyError::Conflict(_) => Diagnostic::error(destination, error.to_string()),
-        CopyError::Path(_) | CopyError::Read(_) | CopyError::Archive { .. } => {
-            Diagnostic::error(source, error.to_string())
-        }
+        CopyError::Read(error) => read_error(source, error),
+        CopyError::Path(_) | CopyError::Archive { .. } => Diagnostic::error(source, error.to_string()),
     };
     diagnostic.into()
 }
@@ -201,6 +200,11 @@ pub(crate) fn step_error(error: LayerStepError, span: Span) -> BuildError {
     match error {
         LayerStepError::Store(error) => error.into(),
         LayerStepError::Stopped(stopped) => stopped.into(),
+        LayerStepError::Read(error) => read_error(span, &error).into(),
+        LayerStepError::Changed { expected, .. } => {
+            let help = if expected == 0 { NO_SIZES } else { QUIET_FOLDER };
+            Diagnostic::error(span, error.to_string()).help(help).into()
+        }
         other => BuildError::at(span, other.to_string()),
     }
 }

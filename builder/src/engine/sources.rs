@@ -62,6 +62,26 @@ fn layers_of(image: &Image) -> Vec<LayerRecord> {
     image.layers.iter().map(record).collect()
 }
 
+/// What helps when files change under the build.
+pub(super) const QUIET_FOLDER: &str = "something writes to it: build from a folder that is left alone meanwhile, or leave \
+                                       it out with .dockerignore";
+
+/// What helps with files that are empty and yet are not.
+pub(super) const NO_SIZES: &str =
+    "files of /proc and /sys tell no size, so they cannot be copied: leave them out";
+
+/// A file that cannot be read; the error names it.
+pub(crate) fn read_error(span: Span, error: &std::io::Error) -> Diagnostic {
+    let diagnostic = Diagnostic::error(span, error.to_string());
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => diagnostic
+            .help("make it readable for whoever builds, or leave it out (of COPY with .dockerignore)"),
+        // It was there a moment ago, or nobody would read it.
+        std::io::ErrorKind::NotFound => diagnostic.help(QUIET_FOLDER),
+        _ => diagnostic,
+    }
+}
+
 /// A directory that cannot be opened.
 pub(crate) fn unreadable(span: Span, path: &Path, error: &std::io::Error) -> BuildError {
     BuildError::at(span, format!("failed to open `{}`: {error}", path.display()))
