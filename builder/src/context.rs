@@ -313,7 +313,7 @@ impl DiskFile {
 const PLACE_CHARS_MAX: usize = 300;
 
 /// The system's words for an error, without its number.
-fn without_number(error: &io::Error) -> String {
+pub(crate) fn without_number(error: &io::Error) -> String {
     let text = error.to_string();
     match error.raw_os_error() {
         Some(number) => text.trim_end_matches(&format!(" (os error {number})")).to_owned(),

@@ -46,6 +46,9 @@ pub(crate) enum CopyError {
     /// A source is not there.
     #[error("{0}")]
     Missing(Missing),
+    /// A source is no pattern.
+    #[error("{0}")]
+    Pattern(String),
     /// Several files for what is written as one file.
     #[error("several files are to go to `{0}`, which is not written as a directory")]
     NeedsDirectory(String),

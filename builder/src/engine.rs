@@ -215,6 +215,22 @@ impl<'a> Builder<'a> {
             }
         }
         errors.sort_by_key(|error| error.span);
+        // What made a name an image is worth knowing when there is no such image.
+        let is_doubt =
+            |warning: &&Diagnostic| matches!(warning.code, Some("UnknownStage" | "ForwardStageReference"));
+        let doubts = |error: &Diagnostic| {
+            graph.warnings.iter().filter(is_doubt).find(|warning| warning.span == error.span)
+        };
+        let errors: Vec<Diagnostic> = errors
+            .into_iter()
+            .map(|error| match doubts(&error) {
+                Some(doubt) => Diagnostic {
+                    help: doubt.help.clone().or(error.help.clone()),
+                    ..error.note(doubt.message.clone())
+                },
+                None => error,
+            })
+            .collect();
         if errors.is_empty() { Ok(()) } else { Err(errors.into()) }
     }
 
@@ -232,9 +248,18 @@ impl<'a> Builder<'a> {
                         "for a directory write `./{name}`; `rimg images` lists what the store has"
                     ))
                 }
+                _ if self.has_in_context(name) => {
+                    diagnostic.help(format!("for the folder or tar in the context write `./{name}`"))
+                }
                 _ => diagnostic,
             }
         })
+    }
+
+    /// Whether the context has something of that name.
+    fn has_in_context(&self, name: &str) -> bool {
+        let start = self.options.base_directory.as_ref().or(self.options.context.as_ref());
+        start.is_some_and(|start| start.join(name).exists())
     }
 
     fn prepare<'b>(&'b self, planned: Planned, events: &'b EventSink<'b>) -> Build<'b> {

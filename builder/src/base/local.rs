@@ -11,7 +11,7 @@ use rustix::process::{getegid, geteuid};
 
 use crate::add;
 use crate::cache::Slot;
-use crate::context::{DiskTree, Owners};
+use crate::context::{DiskTree, Owners, without_number};
 use crate::diagnostic::Diagnostic;
 use crate::engine::{Build, BuildError, read_error, step_error, unreadable};
 use crate::events::{Event, StepId};
@@ -83,6 +83,6 @@ fn overflow_id(kind: &str) -> u32 {
 }
 
 fn missing(span: Span, path: &str, error: &io::Error) -> BuildError {
-    let diagnostic = Diagnostic::error(span, format!("failed to open `{path}`: {error}"));
+    let diagnostic = Diagnostic::error(span, format!("failed to open `{path}`: {}", without_number(error)));
     diagnostic.help("paths after FROM start at the context, or are absolute").into()
 }

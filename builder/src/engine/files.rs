@@ -10,7 +10,7 @@ use crate::add;
 use crate::cache::Slot;
 use crate::copy::destination::{Destination, clean};
 use crate::copy::mode::ModeChange;
-use crate::copy::owner::look_up_owner;
+use crate::copy::owner::{OwnerError, look_up_owner};
 use crate::copy::{CopyError, CopyPlanner, CopyRules, find_sources};
 use crate::diagnostic::Diagnostic;
 use crate::events::{Event, StepId};
@@ -119,7 +119,7 @@ fn rules(run: &StageRun<'_>, transfer: &ExpandedTransfer, parents: bool) -> Resu
     let owner = match &transfer.chown {
         Some(word) => {
             let owner = look_up_owner(&word.text, &*run.tree);
-            Some(owner.map_err(|error| BuildError::at(word.span, error.to_string()))?)
+            Some(owner.map_err(|error| owner_error(&error, word.span))?)
         }
         None => None,
     };
@@ -140,6 +140,16 @@ fn rules(run: &StageRun<'_>, transfer: &ExpandedTransfer, parents: bool) -> Resu
     Ok(CopyRules { owner, mode, excludes, parents })
 }
 
+fn owner_error(error: &OwnerError, span: Span) -> BuildError {
+    let diagnostic = Diagnostic::error(span, error.to_string());
+    match error {
+        OwnerError::User(_) | OwnerError::Group(_) => diagnostic
+            .help("make it in a RUN step before this one, or write numbers, such as `1000:1000`")
+            .into(),
+        OwnerError::Form(_) | OwnerError::Read(..) => diagnostic.into(),
+    }
+}
+
 fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
     let diagnostic = match &error {
         CopyError::Missing(missing) => {
@@ -149,9 +159,14 @@ fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
             }
             match &missing.near {
                 Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-                None => diagnostic,
+                None => match missing.advice() {
+                    Some(advice) => diagnostic.help(advice),
+                    None => diagnostic,
+                },
             }
         }
+        CopyError::Pattern(_) => Diagnostic::error(source, error.to_string())
+            .help("the JSON form is `[\"source\", \"/destination\"]`; a `[` of a name is written `[[]`"),
         CopyError::NeedsDirectory(_) => {
             Diagnostic::error(destination, error.to_string()).help("end the destination with `/`")
         }

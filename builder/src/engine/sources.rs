@@ -12,7 +12,7 @@ use super::stage::StageRun;
 use crate::assemble::ImageState;
 use crate::base;
 use crate::cache::LayerRecord;
-use crate::context::{DiskTree, Owners};
+use crate::context::{DiskTree, Owners, without_number};
 use crate::diagnostic::Diagnostic;
 use crate::layer_tree::LayerTree;
 use crate::plan::CopySource;
@@ -84,7 +84,7 @@ pub(crate) fn read_error(span: Span, error: &std::io::Error) -> Diagnostic {
 
 /// A directory that cannot be opened.
 pub(crate) fn unreadable(span: Span, path: &Path, error: &std::io::Error) -> BuildError {
-    BuildError::at(span, format!("failed to open `{}`: {error}", path.display()))
+    BuildError::at(span, format!("failed to open `{}`: {}", path.display(), without_number(error)))
 }
 
 impl Build<'_> {

@@ -193,6 +193,15 @@ fn check_image(text: &str, span: Span) -> Result<(), Diagnostic> {
         Some((repository, tag)) if !tag.contains('/') => repository,
         _ => name,
     };
+    if text.ends_with([':', '@']) {
+        return Err(Diagnostic::error(
+            span,
+            format!("`{text}` has nothing behind its `{}`", &text[text.len() - 1..]),
+        )
+        .help(
+            "a variable may be empty: give its ARG a default before the first FROM, or pass `--build-arg`",
+        ));
+    }
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:[]".contains(c);
     if repository.is_empty() || !text.chars().all(|c| plain(c) || c == '@') {
         return Err(Diagnostic::error(span, format!("invalid image reference `{text}`"))
