@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn rows_of_running_tasks() {
         let rows = running_rows(&[task("[1/2] RUN make all-of-it", "cc -o main main.c")], 0, screen(40, 24));
-        assert_eq!(texts(&rows), [" ⠋ [1/2] RUN make al… 3.0s  cc -o main…"].map(|row| &row[..]));
+        assert_eq!(texts(&rows), [" ⠋ [1/2] RUN make al… 3.0s  cc -o main…"]);
         let rows = running_rows(&[task("[1/2] RUN make all-of-it", "")], 0, screen(40, 24));
         assert_eq!(texts(&rows), [" ⠋ [1/2] RUN make all-of-it 3.0s"]);
         let five: Vec<Running> = (0..5).map(|number| task(&number.to_string(), "")).collect();
