@@ -126,7 +126,9 @@ impl LayerMaker {
         } else {
             on_miss(self.unknown());
         }
-        let finished = self.write(&mut entries)?;
+        let finished = self.write(&mut entries);
+        self.stop.check().map_err(LayerStepError::Stopped)?;
+        let finished = finished?;
         let count = finished.index.entries.len();
         let written = finished.index.entries.iter().map(|entry| (&entry.entry, entry.content));
         let files = entries_digest(written, self.keeps_times());
@@ -206,7 +208,8 @@ impl LayerMaker {
                     let began_ns = now_ns();
                     let file = disk.open()?;
                     let before = stamp(&file)?;
-                    writer.append_file(&planned.entry, &file).map_err(|error| of_file(error, disk))?;
+                    let reader = self.stop.reader(&file);
+                    writer.append(&planned.entry, reader).map_err(|error| of_file(error, disk))?;
                     looks.push((at, before, stamp(&file)?, began_ns));
                 }
             }
@@ -281,13 +284,13 @@ impl LayerMaker {
     pub(crate) fn file_digest(&self, file: &DiskFile) -> io::Result<Digest> {
         let known = self.store.stat_cache_get(&[file.stamp]).map_err(io::Error::other)?;
         self.stat_cache.add_known(known.into_iter().flatten().map(|digest| (file.stamp, digest)));
-        self.stat_cache.digest(file)
+        self.stat_cache.digest(file, &self.stop)
     }
 
     fn digest(&self, content: &Content) -> io::Result<Option<Digest>> {
         match content {
             Content::None => Ok(None),
-            Content::Disk(file) => self.stat_cache.digest(file).map(Some),
+            Content::Disk(file) => self.stat_cache.digest(file, &self.stop).map(Some),
             Content::Bytes(_) | Content::Layer(_) => match (content.known_digest(), content) {
                 (None, Content::Layer(file)) => hash(file.open()?).map(Some),
                 (known, _) => Ok(known),

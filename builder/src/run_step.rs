@@ -165,7 +165,11 @@ fn execute(
     run_process(build, spec, &process, id, span)?;
     drop(mounts);
     let changes = Changes::read(&workspace.upper(), &lowers, &[]).map_err(failed)?;
-    commit(build, &snapshots, &workspace, &changes).map_err(|error| step_error(error, span))
+    let committed = commit(build, &snapshots, &workspace, &changes);
+    if committed.is_err() {
+        build.check_stopped()?;
+    }
+    committed.map_err(|error| step_error(error, span))
 }
 
 /// Whose files snapshots are: a user namespace with a single id knows no other owners.
@@ -292,7 +296,7 @@ fn commit(
     for entry in &changes.entries {
         let entry = with_image_xattrs(entry);
         match entry.kind {
-            EntryKind::Regular { .. } => writer.append_file(&entry, &changes.open(&entry)?)?,
+            EntryKind::Regular { .. } => writer.append(&entry, maker.stop.reader(changes.open(&entry)?))?,
             _ => writer.append_empty(&entry)?,
         }
     }

@@ -76,3 +76,25 @@ fn a_build_that_waits_for_a_network_is_interrupted_too() {
     assert!(String::from_utf8_lossy(&output.stderr).ends_with("\nbuild interrupted\n"));
     world.verify_store(&world.root());
 }
+
+#[test]
+fn a_copy_is_interrupted_in_the_middle_of_a_file() {
+    let world = World::new();
+    world.write("Buildfile", "FROM scratch\nCOPY large /\n");
+    // It takes no space, and takes much longer to copy than the signal takes to come.
+    std::fs::File::create(world.path("large")).unwrap().set_len(64 << 30).unwrap();
+    let mut command = world.command(&["build", "--progress", "plain", "."]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let uploads = world.root().join("uploads");
+    while names(&uploads).is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
+        std::thread::yield_now();
+    }
+    send(&child, Signal::INT);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.ends_with("CANCELED\nbuild interrupted\n"), "{said}");
+    assert_eq!(names(&uploads), Vec::<String>::new());
+    world.verify_store(&world.root());
+}

@@ -1,5 +1,6 @@
 //! Ending a build before its end: [`Interrupt`] from outside, `Stop` for both reasons together.
 
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -58,11 +59,51 @@ impl Stop {
     }
 }
 
+impl Stop {
+    /// `inner`, as long as the asking step is to go on: one large file must not keep a build from ending.
+    pub(crate) fn reader<R: Read>(&self, inner: R) -> StoppableReader<R> {
+        StoppableReader { inner, stop: self.clone() }
+    }
+}
+
+/// See [`Stop::reader`].
+pub(crate) struct StoppableReader<R> {
+    inner: R,
+    stop: Stop,
+}
+
+impl<R: Read> Read for StoppableReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // Whoever gets the error asks why with `check`.
+        self.stop.check().map_err(|_| io::Error::other("the step was stopped"))?;
+        self.inner.read(buffer)
+    }
+}
+
 impl From<Stopped> for BuildError {
     fn from(stopped: Stopped) -> BuildError {
         match stopped {
             Stopped::Sibling => BuildError::Stopped,
             Stopped::Interrupted => BuildError::Interrupted,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_ends_with_the_build() {
+        let interrupt = Interrupt::default();
+        let stop = Stop::new(interrupt.clone());
+        let mut reader = stop.reader(io::repeat(1));
+        reader.read_exact(&mut [0; 10]).unwrap();
+        stop.fail();
+        assert_eq!(stop.check(), Err(Stopped::Sibling));
+        assert!(reader.read(&mut [0; 10]).is_err());
+        interrupt.set();
+        assert_eq!(stop.check(), Err(Stopped::Interrupted));
     }
 }

@@ -21,8 +21,8 @@ use crate::progress::Display;
 use crate::terminal::note;
 
 /// How long an interrupted build may take to wind up. Killing sandboxes and removing their folders takes a moment; a
-/// step in the middle of one large file, or a download, would take longer than whoever pressed Ctrl-C wants to wait.
-const GRACE: Duration = Duration::from_secs(2);
+/// download, or unpacking an image, would take longer than whoever pressed Ctrl-C wants to wait.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Runs `build` with signals diverted to `interrupt`. `None` when one came and the build did not get to its end.
 pub(super) fn interruptible<T, E>(
