@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io;
 
 use rimg_formats::store::StoreError;
+use rustix::io::Errno;
 
 /// What went wrong, for whom, and what to do next.
 #[derive(Debug)]
@@ -39,6 +40,22 @@ impl Failure {
     /// A command that could not do what was asked.
     pub(crate) fn new(message: impl Display) -> Failure {
         Failure { kind: Kind::Command, message: message.to_string(), hints: Vec::new() }
+    }
+
+    /// A library's error, with its whole chain of causes, and what is known to help.
+    pub(crate) fn of(error: &(dyn std::error::Error + 'static)) -> Failure {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            // Many errors repeat their cause in their own words; say each thing once.
+            let text = inner.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = inner.source();
+        }
+        let hint = next_act(error).or_else(|| room(&message));
+        Failure { hints: hint.map(str::to_owned).into_iter().collect(), ..Failure::new(message) }
     }
 
     /// A command line that makes no sense.
@@ -97,19 +114,16 @@ impl Failure {
 /// Every library error becomes a command's failure with its whole chain of causes, and what is known to help.
 impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Failure {
-        let hint = next_act(&error);
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            // Many errors repeat their cause in their own words; say each thing once.
-            let text = inner.to_string();
-            if !message.contains(&text) {
-                message = format!("{message}: {text}");
-            }
-            cause = inner.source();
-        }
-        Failure { hints: hint.map(str::to_owned).into_iter().collect(), ..Failure::new(message) }
+        Failure::of(&error)
     }
+}
+
+/// What to do when a disk is full, for a message that does not say. Told by the kernel's words, which all messages of
+/// such failures carry, wherever they come from: some were text before they got here.
+pub(crate) fn room(message: &str) -> Option<&'static str> {
+    let full = [Errno::NOSPC, Errno::DQUOT].map(|errno| format!("(os error {})", errno.raw_os_error()));
+    let silent = !message.contains("rimg prune") && full.iter().any(|words| message.contains(words));
+    silent.then_some("`rimg prune` frees space in the store; `--root DIR` names another place for it")
 }
 
 /// What to do about an error that any command may meet. Messages that say it themselves get no hint.
@@ -118,10 +132,6 @@ fn next_act(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     while let Some(inner) = cause {
         if let Some(StoreError::ImageUnknown(_)) = inner.downcast_ref() {
             return Some("`rimg images` lists what is here, `rimg pull` fetches an image from a registry");
-        }
-        let kind = inner.downcast_ref::<io::Error>().map(io::Error::kind);
-        if kind == Some(io::ErrorKind::StorageFull) || kind == Some(io::ErrorKind::QuotaExceeded) {
-            return Some("`rimg prune` frees space in the store; `--root DIR` names another place for it");
         }
         cause = inner.source();
     }
@@ -161,6 +171,16 @@ mod tests {
         assert_eq!(Failure::told(7).report(), (7, None));
         let pipe = printing(io::ErrorKind::BrokenPipe.into());
         assert_eq!(pipe.report(), (0, None));
+    }
+
+    #[test]
+    fn a_full_disk_is_explained_once_and_wherever_it_comes_from() {
+        let full = io::Error::from(Errno::NOSPC);
+        let (_, text) = Failure::from(full).report();
+        assert!(text.unwrap_or_default().contains("hint: `rimg prune`"));
+        assert!(room("failed to unpack: Disk quota exceeded (os error 122)").is_some());
+        assert!(room("no space left to write x: free some with `rimg prune` (os error 28)").is_none());
+        assert!(room("something else (os error 2)").is_none());
     }
 
     #[test]

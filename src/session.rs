@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rimg_formats::store::Store;
+use rimg_formats::store::{Store, StoreError};
 
 use crate::cli::{Format, Globals};
 use crate::failure::{Context, Failure};
@@ -15,6 +15,11 @@ const SYSTEM_ROOT: &str = "/var/lib/rimg";
 /// Names the store where `--root` does not. It is read here and not by the parser, whose usage lines would then show
 /// `--root` as if it had been typed.
 const ROOT_VARIABLE: &str = "RIMG_ROOT";
+
+/// What to do where a store cannot be.
+const ELSEWHERE: &str = "name another folder with --root DIR or RIMG_ROOT";
+/// What the kernel calls users that a user namespace does not know (`/proc/sys/kernel/overflowuid`).
+const UNMAPPED_USER: u32 = 65534;
 
 /// The setting of one invocation.
 pub(crate) struct Session {
@@ -57,21 +62,35 @@ impl Session {
     /// Opens the store, making it on first use.
     pub(crate) fn store(&self) -> Result<Store, Failure> {
         let root = self.root()?;
-        open(&root)
+        opened(Store::open(&root), &root)
+    }
+
+    /// As [`Session::store`], to remove something from it, for which there is room when the disk is full.
+    pub(crate) fn store_to_remove(&self) -> Result<Store, Failure> {
+        let root = self.root()?;
+        opened(Store::open_to_remove(&root), &root)
     }
 }
 
-fn open(root: &Path) -> Result<Store, Failure> {
-    let opened = Store::open(root).context(format!("failed to open the store {}", root.display()));
+fn opened(store: Result<Store, StoreError>, root: &Path) -> Result<Store, Failure> {
+    let opened = store.context(format!("failed to open the store {}", root.display()));
     opened.map_err(|failure| match unusable(root) {
         Some(why) => failure.hint(why),
         None => failure,
     })
 }
 
+/// What to say of a folder that another user has.
+fn foreign(folder: &Path, owner: u32, me: u32) -> String {
+    let shown = folder.display();
+    match owner {
+        UNMAPPED_USER => format!("{shown} belongs to another user; {ELSEWHERE}"),
+        _ => format!("{shown} belongs to user {owner}, you are user {me}; {ELSEWHERE}"),
+    }
+}
+
 /// Why this user cannot keep a store in `root`, where looking at the folder tells, and what to do.
 fn unusable(root: &Path) -> Option<String> {
-    const ELSEWHERE: &str = "name another folder with --root DIR or RIMG_ROOT";
     let shown = root.display();
     let existing = root.ancestors().find(|folder| !folder.as_os_str().is_empty() && folder.exists());
     let existing = existing.unwrap_or(Path::new("."));
@@ -85,15 +104,12 @@ fn unusable(root: &Path) -> Option<String> {
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
             Some(format!("{shown} is on a read-only file system; {ELSEWHERE}"))
         }
-        Err(_) if existing == root => {
-            Some(format!("{shown} belongs to user {}, you are user {me}; {ELSEWHERE}", metadata.uid()))
-        }
+        Err(_) if existing == root => Some(foreign(root, metadata.uid(), me)),
         Err(_) => Some(format!("you may not create folders in {}; {ELSEWHERE}", existing.display())),
-        Ok(()) if me != 0 && metadata.uid() != me => Some(format!(
-            "{} belongs to user {}, you are user {me}; {ELSEWHERE}",
-            existing.display(),
-            metadata.uid()
-        )),
+        // In a user namespace everybody is root, and of its own files alone.
+        Ok(()) if metadata.uid() != me && (me != 0 || metadata.uid() == UNMAPPED_USER) => {
+            Some(foreign(existing, metadata.uid(), me))
+        }
         Ok(()) => None,
     }
 }

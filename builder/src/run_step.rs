@@ -152,8 +152,9 @@ fn execute(
     let root = stage.tree.lookup(&rimg_formats::layer::LayerPath::root()).map_err(failed)?;
     let workspace = RunWorkspace::new(&build.store.snapshots_dir(), root.as_ref()).map_err(failed)?;
     let lowers = if lowers.is_empty() { vec![workspace.empty()] } else { lowers };
+    let stacked = snapshots.on_mount_points(&lowers);
     let rootfs = RootFs {
-        lowers: lowers.clone(),
+        lowers: stacked.map_err(|error| BuildError::at(span, error.to_string()))?,
         upper: Upper::Directory { upper: workspace.upper(), work: workspace.work(), volatile: true },
     };
     let mut spec = sandbox(stage, instruction, rootfs);

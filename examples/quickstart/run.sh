@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build, serve, push, pull and run an image, from nothing: no root, no daemon, no base image, nothing kept.
 #
-#   examples/quickstart/run.sh        builds rimg first (Rust is installed by rustup when it is missing)
+#   examples/quickstart/run.sh        builds rimg first (Rust is installed when it is missing)
 #   RIMG=PATH examples/quickstart/run.sh
 #
 # The image holds one file, rimg itself: a static program is all a container needs.

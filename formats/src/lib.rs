@@ -11,9 +11,11 @@
 //! | [`transfer`] | copying images between any two ends |
 //! | [`layout`], [`archive`] | OCI layout directories; archives as `docker save` and OCI tools write them |
 //! | [`root_dir`] | paths on disk that strangers name |
+//! | [`boot`] | how long what was not synced can be believed |
 //! | [`epoch`] | the one time that entries and configurations carry |
 
 pub mod archive;
+pub mod boot;
 pub mod compression;
 pub mod config;
 pub mod descriptor;

@@ -4,6 +4,7 @@
 //! containers/<id>/         locked (flock) by the rimg process that runs it; `name-<name>` for a run with a name
 //! containers/<id>/upper/   what the run changed
 //! containers/<id>/work/    the overlay's scratch directory
+//! containers/<id>/image    the digest of the image it runs
 //! ```
 //!
 //! The lock is the truth about life: it goes with its process however that ends, so [`Containers::sweep`] can tell a
@@ -15,6 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rimg_formats::digest::Digest;
 use rimg_formats::layer::LayerPath;
 use rimg_formats::root_dir::RootDir;
 use rustix::fs::{FlockOperation, flock};
@@ -23,6 +25,9 @@ use crate::spec::Upper;
 
 /// The prefix of directories of runs with a name, which ids of other runs, being hexadecimal, do not have.
 const NAMED_PREFIX: &str = "name-";
+
+/// The file that tells the image.
+const IMAGE: &str = "image";
 
 /// Names become host names, which the kernel limits to this.
 const NAME_BYTES_MAX: usize = 64;
@@ -115,6 +120,25 @@ impl Containers {
         Ok(Some(container))
     }
 
+    /// The images of the runs that are going on, each with the name or id of one that runs it.
+    ///
+    /// # Errors
+    /// When the directory itself cannot be read.
+    pub fn images_in_use(&self) -> io::Result<Vec<(Digest, String)>> {
+        let mut images = Vec::new();
+        for entry in fs::read_dir(&self.directory)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // A run that is at its beginning or its end has none.
+            let Ok(text) = fs::read_to_string(entry.path().join(IMAGE)) else { continue };
+            if let Ok(digest) = text.parse()
+                && matches!(lock(&entry.path()), Ok(None))
+            {
+                images.push((digest, name.strip_prefix(NAMED_PREFIX).unwrap_or(&name).to_owned()));
+            }
+        }
+        Ok(images)
+    }
+
     /// Removes what runs that are no more left behind. Returns how many there were.
     ///
     /// # Errors
@@ -139,6 +163,14 @@ impl Container {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Says which image it runs, so that nobody removes that meanwhile. Unsynced: a run does not outlive its machine.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn hold_image(&self, image: &Digest) -> io::Result<()> {
+        fs::write(self.parent.join(&self.id).join(IMAGE), image.to_string())
     }
 
     /// The upper layer for this run's root: unsynced, because it does not outlive the run.
@@ -202,6 +234,22 @@ mod tests {
         assert!(path.join("upper").is_dir() && path.join("work").is_dir());
         drop(live);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_image_is_in_use_as_long_as_its_run_lives() {
+        let directory = tempfile::tempdir().unwrap();
+        let containers = Containers::new(directory.path());
+        let image = Digest::sha256(b"image");
+        let run = containers.create_named("web").unwrap();
+        assert_eq!(containers.images_in_use().unwrap(), []);
+        run.hold_image(&image).unwrap();
+        assert_eq!(containers.images_in_use().unwrap(), [(image, "web".to_owned())]);
+        drop(run);
+        // What a killed run left.
+        fs::create_dir(directory.path().join("dead")).unwrap();
+        fs::write(directory.path().join("dead/image"), image.to_string()).unwrap();
+        assert_eq!(containers.images_in_use().unwrap(), []);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `rimg fsck`: every stored byte is read and hashed; what is damaged is set aside and never used.
 
-use rimg_formats::store::Store;
 use rimg_formats::store::fsck::{FsckOptions, FsckReport};
+use rimg_formats::store::{Store, StoreError};
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -23,10 +23,13 @@ pub(crate) struct FsckArgs {
 
 pub(crate) fn run(session: &Session, args: FsckArgs) -> Result<u8, Failure> {
     let options = FsckOptions { repair: args.repair, ..FsckOptions::default() };
-    let report = match session.store() {
-        Ok(store) => store.fsck(&options)?,
-        Err(_) if args.repair => Store::rebuild(&session.root()?, &options)?.1,
-        Err(failure) => return Err(failure),
+    let root = session.root()?;
+    let report = match Store::open(&root).and_then(|store| store.fsck(&options)) {
+        Ok(report) => report,
+        // Tags are lost then, so nothing but damage is a reason.
+        Err(StoreError::MetadataDamaged { .. }) if args.repair => Store::rebuild(&root, &options)?.1,
+        // Opening it the usual way says what to do.
+        Err(error) => return Err(session.store().err().unwrap_or_else(|| error.into())),
     };
     match session.json() {
         true => print_json(&as_json(&report))?,

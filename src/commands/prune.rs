@@ -20,7 +20,7 @@ const CACHE_UNUSED_SECONDS_MAX: i64 = 14 * 86_400;
 dead containers left, and snapshots of layers that are gone. What runs, is being built or was just uploaded stays."
 )]
 pub(crate) struct PruneArgs {
-    /// Also remove every tagged image and the whole build cache
+    /// Also remove every tagged image that no container runs, and the whole build cache
     #[arg(short, long)]
     all: bool,
     /// Do not ask
@@ -32,12 +32,17 @@ pub(crate) struct PruneArgs {
 }
 
 pub(crate) fn run(session: &Session, args: PruneArgs) -> Result<(), Failure> {
-    let store = session.store()?;
+    let store = session.store_to_remove()?;
     if args.all && !args.force && !args.dry_run {
         confirm("This removes every image and the whole build cache that nothing holds. Continue? [y/N] ")?;
     }
-    let mut options =
-        PruneOptions { untagged: true, all: args.all, dry_run: args.dry_run, ..PruneOptions::default() };
+    let mut options = PruneOptions {
+        untagged: true,
+        all: args.all,
+        in_use: super::snapshots::in_use(&store)?,
+        dry_run: args.dry_run,
+        ..PruneOptions::default()
+    };
     options.cache.unused_seconds_max = Some(CACHE_UNUSED_SECONDS_MAX);
     if args.all {
         options.cache = CachePolicy::CLEAR;

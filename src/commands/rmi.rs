@@ -13,13 +13,14 @@ pub(crate) struct RmiArgs {
     /// Names, digests, or beginnings of digests
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
-    /// Remove all names of an image, and ignore images that are not there
+    /// Remove all names of an image, also of one that a container runs, and ignore images that are not there
     #[arg(short, long)]
     force: bool,
 }
 
 pub(crate) fn run(session: &Session, args: RmiArgs) -> Result<(), Failure> {
-    let store = session.store()?;
+    let store = session.store_to_remove()?;
+    let in_use = super::snapshots::in_use(&store)?;
     let (mut values, mut bytes) = (Vec::new(), 0);
     for name in &args.images {
         let resolved = match store.resolve_text(name) {
@@ -27,7 +28,7 @@ pub(crate) fn run(session: &Session, args: RmiArgs) -> Result<(), Failure> {
             Err(_) if args.force => continue,
             Err(error) => return Err(error.into()),
         };
-        let removed = store.remove_image(&resolved, args.force)?;
+        let removed = store.remove_image(&resolved, &in_use, args.force)?;
         bytes += removed.bytes;
         let untagged: Vec<String> =
             removed.untagged.iter().map(|(name, tag)| format!("{name}:{tag}")).collect();

@@ -60,13 +60,23 @@ pub(crate) fn with_destination(
     partial.push(format!(".{}.part", std::process::id()));
     let partial = PathBuf::from(partial);
     let failed = || format!("failed to write {}", path.display());
-    let written =
+    let named =
         write_file(&partial, failed, work).and_then(|()| std::fs::rename(&partial, path).context(failed()));
-    if written.is_err() {
+    if named.is_err() {
         // The half-written file is of no use to anybody.
         let _ = std::fs::remove_file(&partial);
     }
-    written
+    named.and_then(|()| sync_name(path).context(failed()))
+}
+
+/// Makes a new name survive a power cut.
+fn sync_name(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(folder) {
+        // A folder that may be written to but not read cannot be synced by this user either.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        opened => opened?.sync_all(),
+    }
 }
 
 fn write_file(

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 
 use rimg_formats::store::Store;
+use rimg_formats::store::prune::InUse;
 use rimg_runner::containers::Containers;
 use rimg_runner::snapshots::{Owners, Snapshots};
 
-use crate::failure::Failure;
+use crate::failure::{Context, Failure};
 use crate::terminal::note;
 
 /// Removes snapshots of layers that no image in the store has, and what dead runs left; returns how many.
@@ -27,9 +28,20 @@ pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<u64, Failure> {
         }
     }
     let snapshots = Snapshots::open(&folder, Owners::Keep)?;
-    let swept = snapshots.sweep(|hex| wanted.contains(hex), dry_run)?;
-    if swept.is_none() {
-        note("snapshots are in use by containers or builds, and stay");
+    match snapshots.sweep(|hex| wanted.contains(hex), dry_run)? {
+        Some(swept) => Ok(swept),
+        None => {
+            note("snapshots are in use by containers or builds, and stay");
+            // Not those that somebody died while making.
+            Ok(snapshots.sweep_unfinished(dry_run)?)
+        }
     }
-    Ok(swept.unwrap_or(0))
+}
+
+/// The images that containers run at the moment.
+pub(crate) fn in_use(store: &Store) -> Result<InUse, Failure> {
+    let folder = store.containers_dir();
+    let images = Containers::new(&folder).images_in_use();
+    let images = images.context(format!("failed to list {}", folder.display()))?;
+    Ok(images.into_iter().map(|(image, name)| (image, format!("container `{name}`"))).collect())
 }

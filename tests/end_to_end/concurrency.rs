@@ -151,7 +151,7 @@ fn an_image_is_removed_while_a_container_of_it_runs() {
     let mut stdin = child.stdin.take().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "up");
-    world.rimg(&["rmi", "app"]).ok();
+    world.rimg(&["rmi", "--force", "app"]).ok();
     world.rimg(&["prune", "--all", "--force"]).ok();
     // Files that the container has not looked at before, and a program.
     for (file, length) in [("/large", "1500000"), ("/one", "4")] {

@@ -7,10 +7,19 @@ use std::net::TcpStream;
 pub(crate) struct Answer {
     /// The status code.
     pub(crate) status: u16,
+    /// The lines of its head, in lower case.
+    pub(crate) head: String,
     /// What came of the body.
     pub(crate) body: Vec<u8>,
     /// Whether the body came as long as it was announced.
     pub(crate) complete: bool,
+}
+
+impl Answer {
+    /// The value of a header, in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        self.head.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(": ")?.to_owned()))
+    }
 }
 
 /// Sends one request and reads until the server closes the connection.
@@ -29,7 +38,7 @@ pub(crate) fn request(address: &str, method: &str, target: &str, headers: &str, 
     let body = bytes[border + 4..].to_vec();
     let announced = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Answer { status, complete: announced.is_none_or(|length: usize| length == body.len()), body }
+    Answer { status, complete: announced.is_none_or(|length: usize| length == body.len()), head, body }
 }
 
 /// GET without a body.

@@ -109,6 +109,32 @@ fn fsck_finds_a_flipped_bit_and_a_build_heals_it() {
     assert_eq!(world.rimg(&["cat", "app:1", "/dir/a.txt"]).ok(), "file a\n");
 }
 
+#[test]
+fn fsck_rebuilds_damaged_metadata_and_nothing_else() {
+    let world = World::new();
+    let digest = small_image(&world);
+    let path = world.root().join("metadata.db");
+    let whole = fs::read(&path).unwrap();
+    // The header's `user_version`: a newer rimg's store is not a damaged one.
+    let mut newer = whole.clone();
+    newer[60..64].copy_from_slice(&999u32.to_be_bytes());
+    fs::write(&path, &newer).unwrap();
+    let refused = world.run(world.command(&["fsck", "--repair"])).fails(1);
+    assert!(refused.contains("use a newer rimg"), "{refused}");
+    assert_eq!(fs::read(&path).unwrap(), newer);
+    // All pages but the first are rubbish.
+    let mut damaged = whole.clone();
+    damaged[4096..].fill(0x5a);
+    fs::write(&path, &damaged).unwrap();
+    for command in [&["images"][..], &["tag", "app:1", "x"], &["fsck"]] {
+        let text = world.run(world.command(command)).fails(1);
+        let told = text.contains("metadata.db is damaged") && text.contains("rimg fsck --repair");
+        assert!(told && text.matches("malformed").count() == 1, "{text}");
+    }
+    world.run(world.command(&["fsck", "--repair"])).ok();
+    assert_eq!(world.rimg(&["cat", digest.trim(), "/dir/a.txt"]).ok(), "file a\n");
+}
+
 fn make_writable(path: &std::path::Path) {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();

@@ -11,6 +11,7 @@ mod images;
 mod interrupt;
 mod leftovers;
 mod platforms;
+mod power_cut;
 mod proxy;
 mod reproducibility;
 mod run;

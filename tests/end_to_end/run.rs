@@ -280,6 +280,33 @@ fn signals_reach_the_process_and_nothing_is_left() {
 }
 
 #[test]
+fn the_image_of_a_container_that_runs_stays() {
+    let world = world();
+    let mut child = world
+        .command(&["run", "--rm", "-i", "--name", "web", "box", "sh", "-c", "echo ready; cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut output, &mut String::new()).unwrap();
+    // What somebody left who was killed while unpacking goes, whoever runs.
+    let unfinished = world.root().join("snapshots/.new-1-1");
+    std::fs::create_dir(&unfinished).unwrap();
+    world.rimg(&["prune", "--all", "--dry-run"]).ok();
+    assert!(unfinished.exists());
+    world.rimg(&["prune", "--all", "--force"]).ok();
+    assert!(!unfinished.exists());
+    let refused = world.rimg(&["rmi", "box"]).fails(1);
+    assert!(refused.contains("in use by container `web`"), "{refused}");
+    assert_eq!(run(&world, &["box", "echo", "still there"]).ok(), "still there\n");
+    world.rimg(&["rmi", "--force", "box"]).ok();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!world.rimg(&["images"]).ok().contains("box"));
+}
+
+#[test]
 fn a_terminal_is_a_terminal() {
     let world = world();
     let inner = format!(

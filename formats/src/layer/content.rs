@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 
-use super::reader::{LayerError, failure};
+use super::error::{LayerError, failure};
 use super::sparse::Segment;
 use super::stream::LayerStream;
 use crate::digest::{Algorithm, Digest, DigestWriter};

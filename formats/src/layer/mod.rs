@@ -8,6 +8,7 @@
 //! | `members` | compression by independent members in parallel, and the hashes |
 //! | [`reader`] | entries out of any tar, from anybody |
 //! | `block`, `pax`, `sparse`, `names`, `content`, `stream` | the pieces of such a tar, parsed with suspicion |
+//! | `error` | what can be wrong with one |
 //! | `prefixes` | paths and what lies above them as numbers, for millions of them |
 //! | `scan` | an index out of anybody's blob |
 //! | [`index`] | what a layer contains and where, without unpacking it |
@@ -19,6 +20,7 @@
 mod block;
 mod content;
 pub mod entry;
+mod error;
 mod header;
 pub mod index;
 mod index_format;
@@ -37,12 +39,13 @@ pub mod writer;
 
 pub use content::Content;
 pub use entry::{Entry, EntryKind, Mtime, is_machine_xattr, layer_order};
+pub use error::LayerError;
 pub use index::{FileContent, IndexEntry, LayerIndex};
 pub use index_format::IndexError;
 pub use limits::Limits;
 pub use merged::{MergedTree, Node, ResolveError, Resolved, Walk};
 pub use path::{LayerPath, LayerPathError};
-pub use reader::{LayerError, LayerReader, ReadMode};
+pub use reader::{LayerReader, ReadMode};
 pub use scan::Expected;
 pub use sparse::Segment;
 pub use writer::{FinishedLayer, LayerCompression, LayerOptions, LayerWriter, MtimePolicy, WriteError};

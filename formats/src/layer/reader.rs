@@ -21,20 +21,24 @@
 //! The entries are what the layer says, one after the other; duplicates and entries beneath links are judged by
 //! [`super::index`] and by whoever unpacks.
 
+mod kind;
+
 use std::io::{self, BufRead, BufReader, Read};
 
-use super::block::{self, HeaderBlock};
+use super::block::HeaderBlock;
 use super::content::{Content, Stored};
+use super::error::{LayerError, failure};
+
 use super::entry::{Entry, EntryKind, Mtime, is_machine_xattr};
-use super::header::{BLOCK_BYTES, WHITEOUT_PREFIX, padding_of};
+use super::header::{BLOCK_BYTES, padding_of};
 use super::limits::Limits;
 use super::names::markers;
-use super::path::{LayerPath, PATH_BYTES_MAX, printable};
+use super::path::{LayerPath, printable};
 use super::pax::{Extensions, PAX_BYTES_MAX};
 use super::prefixes::DirectoryCount;
-use super::sparse::{self, MapParser, SEGMENTS_MAX, Segment};
+use super::sparse::Segment;
 use super::stream::{LayerStream, StreamEnd};
-use crate::digest::{DiffId, Digest};
+use crate::digest::DiffId;
 
 /// How names beginning with `.wh.` are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,56 +47,6 @@ pub enum ReadMode {
     Layer,
     /// As errors: the stream is an archive that ADD unpacks, and a layer cannot hold such names.
     Archive,
-}
-
-/// Why a layer cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum LayerError {
-    /// The input failed; trying again may help.
-    #[error("failed to read the layer: {0}")]
-    Read(#[source] io::Error),
-    /// The stream ends too early; fetching it again may help.
-    #[error("layer ends in the middle of {what}, at byte {offset} of its tar")]
-    Truncated {
-        /// What is incomplete.
-        what: &'static str,
-        /// Offset in the uncompressed tar.
-        offset: u64,
-    },
-    /// The stream is not what it claims to be.
-    #[error("layer is damaged at byte {offset} of its tar: {reason}")]
-    Malformed {
-        /// Offset in the uncompressed tar.
-        offset: u64,
-        /// What is wrong.
-        reason: String,
-    },
-    /// An entry that rimg does not let in.
-    #[error("layer entry `{name}` is refused: {reason}")]
-    Refused {
-        /// Its name as the archive has it, made printable.
-        name: String,
-        /// Why.
-        reason: String,
-    },
-    /// One of the [`Limits`] is exceeded.
-    #[error("layer exceeds the limit of {limit} {what}")]
-    Limit {
-        /// What there is too much of.
-        what: &'static str,
-        /// How much is allowed.
-        limit: u64,
-    },
-    /// The content is not the one asked for.
-    #[error("{what} of the layer is {actual}, expected {expected}")]
-    Mismatch {
-        /// `digest` or `diff_id`.
-        what: &'static str,
-        /// What was asked for.
-        expected: Box<Digest>,
-        /// What was found.
-        actual: Box<Digest>,
-    },
 }
 
 /// Reads one layer from front to back.
@@ -398,120 +352,6 @@ impl<'a> LayerReader<'a> {
         }))
     }
 
-    /// What the entry is; also sets up its content.
-    fn kind(
-        &mut self,
-        header: &HeaderBlock,
-        pax: &Extensions,
-        name: &[u8],
-        link: Vec<u8>,
-    ) -> Result<EntryKind, Trouble> {
-        let size = or_else(pax.size, || header.size())?;
-        let device = || header.device();
-        self.current = Stored { offset: self.position, ..Stored::default() };
-        if pax.sparse.name.is_some()
-            && !(pax.sparse.is_map() && matches!(header.type_flag(), 0 | b'0' | b'7'))
-        {
-            // Some readers give any entry that name, others only such files.
-            return Err(Trouble::Refused("it has the name of a sparse file but is none".to_owned()));
-        }
-        match header.type_flag() {
-            // v7 knew directories by the slash alone.
-            0 if name.ends_with(b"/") => Ok(EntryKind::Directory),
-            0 | b'0' | b'7' | b'S' => self.regular(header, pax, size),
-            // POSIX wants 0 here; some readers skip that much content, others take it for the next header.
-            b'1' | b'2' | b'3' | b'4' | b'6' if size != 0 => {
-                Err(Trouble::Refused("it is a link or device with content of its own".to_owned()))
-            }
-            b'1' => {
-                let target = LayerPath::parse(&link)
-                    .map_err(|error| Trouble::Refused(format!("its target: {error}")))?;
-                if target.components().any(|name| name.starts_with(WHITEOUT_PREFIX)) {
-                    return Err(Trouble::Refused("it is a hard link to a whiteout".to_owned()));
-                }
-                Ok(EntryKind::Hardlink { target })
-            }
-            b'2' if link.is_empty() || link.contains(&0) || link.len() >= PATH_BYTES_MAX => {
-                Err(Trouble::Refused(
-                    "the target of the symbolic link is empty, too long or holds a NUL byte".to_owned(),
-                ))
-            }
-            b'2' => Ok(EntryKind::Symlink { target: link }),
-            b'3' => device()
-                .map(|(major, minor)| EntryKind::CharDevice { major, minor })
-                .map_err(Trouble::Damaged),
-            b'4' => device()
-                .map(|(major, minor)| EntryKind::BlockDevice { major, minor })
-                .map_err(Trouble::Damaged),
-            b'5' => Ok(EntryKind::Directory),
-            b'6' => Ok(EntryKind::Fifo),
-            other => Err(Trouble::Refused(format!("its type `{}` is not supported", other.escape_ascii()))),
-        }
-    }
-
-    fn regular(&mut self, header: &HeaderBlock, pax: &Extensions, stored: u64) -> Result<EntryKind, Trouble> {
-        let records = &pax.sparse;
-        let padding = padding_of(stored) as u64;
-        let in_content = records.map_in_content();
-        let (segments, size) = if header.type_flag() == b'S' {
-            (Some(self.gnu_map(header)?), header.gnu_real_size()?)
-        } else if records.is_map() {
-            let size = records.real_size.ok_or("the sparse file has no real size".to_owned())?;
-            (Some(if in_content { Vec::new() } else { records.segments.clone() }), size)
-        } else if records.major.is_some() || records.minor.is_some() {
-            return Err(Trouble::Refused("its sparse format is not supported".to_owned()));
-        } else {
-            (None, stored)
-        };
-        if size > self.limits.max_file {
-            return Err(LayerError::Limit { what: "bytes in one file", limit: self.limits.max_file }.into());
-        }
-        let (segments, left) = match segments {
-            Some(_) if in_content => self.map_in_content(stored)?,
-            other => (other, stored),
-        };
-        if let Some(segments) = &segments {
-            sparse::check(segments, size, left)?;
-        }
-        let sparse = segments.is_some();
-        let segments = segments.unwrap_or_default();
-        self.current =
-            Stored { left, padding, size, offset: self.position, segments, sparse, ..Stored::default() };
-        Ok(EntryKind::Regular { size })
-    }
-
-    /// The map in the header block and the blocks after it.
-    fn gnu_map(&mut self, header: &HeaderBlock) -> Result<Vec<Segment>, Trouble> {
-        let (mut segments, mut more) = header.gnu_segments()?;
-        while more {
-            let block = self.block("a sparse map")?.ok_or_else(|| self.truncated("a sparse map"))?;
-            let (further, continues) = block::gnu_continuation(&block)?;
-            if segments.len() + further.len() > SEGMENTS_MAX || (further.is_empty() && continues) {
-                return Err(Trouble::Damaged(format!(
-                    "the sparse map is empty or over {SEGMENTS_MAX} segments"
-                )));
-            }
-            segments.extend(further);
-            more = continues;
-        }
-        Ok(segments)
-    }
-
-    /// The map at the head of the content, and how much content is left behind it.
-    fn map_in_content(&mut self, stored: u64) -> Result<(Option<Vec<Segment>>, u64), Trouble> {
-        let mut parser = MapParser::default();
-        let mut left = stored;
-        loop {
-            left = left
-                .checked_sub(BLOCK_BYTES as u64)
-                .ok_or("the sparse map is longer than its file".to_owned())?;
-            let block = self.block("a sparse map")?.ok_or_else(|| self.truncated("a sparse map"))?;
-            if let Some(segments) = parser.block(&block)? {
-                return Ok((Some(segments), left));
-            }
-        }
-    }
-
     fn truncated(&self, what: &'static str) -> LayerError {
         LayerError::Truncated { what, offset: self.position }
     }
@@ -527,35 +367,6 @@ impl std::fmt::Debug for LayerReader<'_> {
     }
 }
 
-/// An error on the way to an entry, before its name and place are attached.
-enum Trouble {
-    Damaged(String),
-    Refused(String),
-    Layer(LayerError),
-}
-
-impl Trouble {
-    fn or_refuse(self, name: &[u8], offset: u64) -> LayerError {
-        match self {
-            Trouble::Damaged(reason) => LayerError::Malformed { offset, reason },
-            Trouble::Refused(reason) => LayerError::Refused { name: printable(name), reason },
-            Trouble::Layer(error) => error,
-        }
-    }
-}
-
-impl From<LayerError> for Trouble {
-    fn from(error: LayerError) -> Trouble {
-        Trouble::Layer(error)
-    }
-}
-
-impl From<String> for Trouble {
-    fn from(reason: String) -> Trouble {
-        Trouble::Damaged(reason)
-    }
-}
-
 fn first_of<const N: usize>(candidates: [&Option<Vec<u8>>; N]) -> Option<Vec<u8>> {
     candidates.into_iter().flatten().next().cloned()
 }
@@ -568,17 +379,4 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     bytes.truncate(end);
     bytes
-}
-
-/// An error of the stream below, told apart by what it means for the layer.
-pub(super) fn failure(error: io::Error, what: &'static str, offset: u64) -> LayerError {
-    let error = match error.downcast::<LayerError>() {
-        Ok(layer) => return layer,
-        Err(error) => error,
-    };
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => LayerError::Truncated { what, offset },
-        io::ErrorKind::InvalidData => LayerError::Malformed { offset, reason: error.to_string() },
-        _ => LayerError::Read(error),
-    }
 }

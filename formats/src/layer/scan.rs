@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 
 use super::entry::{EntryKind, layer_order};
+use super::error::{LayerError, failure};
 use super::index::{IndexEntry, LayerIndex};
 use super::limits::Limits;
 use super::path::{LayerPath, printable};
 use super::prefixes::PathHashes;
-use super::reader::{LayerError, LayerReader, ReadMode};
+use super::reader::{LayerReader, ReadMode};
 use super::sparse::Segment;
 use super::stream::LayerStream;
 use crate::digest::{Algorithm, DiffId, Digest, Hasher};
@@ -108,7 +109,7 @@ fn content_digest(
     }
     let offset = reader.content_offset();
     let hash = reader.content().hash(Algorithm::Sha256);
-    hash.map(Some).map_err(|error| super::reader::failure(error, "a file", offset))
+    hash.map(Some).map_err(|error| failure(error, "a file", offset))
 }
 
 struct BlobHash<R> {

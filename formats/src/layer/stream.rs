@@ -2,8 +2,8 @@
 
 use std::io::{self, Read};
 
+use super::error::LayerError;
 use super::limits::Limits;
-use super::reader::LayerError;
 use crate::compression::{Compression, Decoder, Member};
 use crate::digest::{Algorithm, DiffId, Hasher};
 

@@ -18,7 +18,7 @@ use rusqlite::{Connection, params};
 use super::error::StoreError;
 use super::ingest::hash_file;
 use super::metadata::{Durability, first, from_sql, now, run, text};
-use super::registration::{LEASE_GRACE_SECONDS, Seen, record_blob};
+use super::registration::{Seen, record_blob};
 use super::{Store, random_id};
 use crate::digest::Digest;
 use crate::root_dir::open_regular;
@@ -131,13 +131,13 @@ impl Store {
         Ok(content)
     }
 
-    /// Whether the store has the blob whole. If so, it is leased to this handle for a while, so that a manifest
-    /// put soon will find it.
+    /// Whether the store has the blob whole. If so, it is leased to this handle, so that a manifest put soon will
+    /// find it.
     pub fn contains(&self, digest: &Digest) -> Result<bool, StoreError> {
         if !self.has_file(digest)? {
             return Ok(false);
         }
-        self.lease_for_session(digest, now() + LEASE_GRACE_SECONDS)
+        self.lease_for_session(digest)
     }
 
     /// The size of a blob that the store has whole.

@@ -11,6 +11,7 @@ use rusqlite::{OptionalExtension, params};
 use super::Store;
 use super::error::StoreError;
 use super::metadata::{Durability, first, from_sql, now, parsed, rows, run, text, to_sql};
+use crate::boot;
 use crate::digest::Digest;
 
 /// How stale `used_at` may become before a hit refreshes it: hits should be reads.
@@ -128,18 +129,22 @@ impl Store {
         })
     }
 
-    /// The digests remembered for files; `None` where nothing is, or where the file has changed since.
+    /// The digests remembered for files; `None` where nothing is, or where the file has changed since. What was
+    /// remembered before the machine was started again does not count: after a power cut a file can have its times and
+    /// its size, and other bytes.
     pub fn stat_cache_get(&self, stamps: &[FileStamp]) -> Result<Vec<Option<Digest>>, StoreError> {
+        let Ok(boot) = boot::id() else { return Ok(vec![None; stamps.len()]) };
         self.metadata().read("look into the stat cache", |connection| {
             let sql = "SELECT digest FROM stat_cache WHERE device = ?1 AND inode = ?2 AND size = ?3
-                       AND mtime_ns = ?4 AND ctime_ns = ?5";
+                       AND mtime_ns = ?4 AND ctime_ns = ?5 AND boot = ?6";
             let mut found = Vec::with_capacity(stamps.len());
             // Prepared once: a context has many files.
             let mut statement =
                 connection.prepare_cached(sql).map_err(StoreError::sql("look into the stat cache"))?;
             for stamp in stamps {
                 let (device, inode) = (bits(stamp.device), bits(stamp.inode));
-                let parameters = params![device, inode, to_sql(stamp.size), stamp.mtime_ns, stamp.ctime_ns];
+                let parameters =
+                    params![device, inode, to_sql(stamp.size), stamp.mtime_ns, stamp.ctime_ns, boot];
                 let digest = statement.query_row(parameters, |row| parsed(row, 0)).optional();
                 found.push(digest.map_err(StoreError::sql("look into the stat cache"))?);
             }
@@ -152,15 +157,16 @@ impl Store {
         if files.is_empty() {
             return Ok(());
         }
+        let Ok(boot) = boot::id() else { return Ok(()) };
         self.metadata().write(Durability::Soft, "write the stat cache", |transaction| {
             for (stamp, digest) in files {
                 run(
                     transaction,
-                    "INSERT INTO stat_cache (device, inode, size, mtime_ns, ctime_ns, digest, used_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                    "INSERT INTO stat_cache (device, inode, size, mtime_ns, ctime_ns, digest, used_at,
+                     boot) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
                      ON CONFLICT (device, inode) DO UPDATE SET size = excluded.size,
                      mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, digest = excluded.digest,
-                     used_at = excluded.used_at",
+                     used_at = excluded.used_at, boot = excluded.boot",
                     params![
                         bits(stamp.device),
                         bits(stamp.inode),
@@ -168,7 +174,8 @@ impl Store {
                         stamp.mtime_ns,
                         stamp.ctime_ns,
                         text(digest),
-                        now()
+                        now(),
+                        boot
                     ],
                 )
                 .map_err(StoreError::sql("write the stat cache"))?;

@@ -31,13 +31,24 @@ pub enum StoreError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The metadata database refused.
+    /// A statement failed. Nobody outside the store sees this: it becomes one of the following, or
+    /// [`StoreError::Full`], where the database's path is known.
     #[error("failed to {action}: {source}")]
-    Metadata {
+    Statement {
         /// What was being done.
         action: &'static str,
         /// What SQLite said.
         source: rusqlite::Error,
+    },
+    /// The metadata database refused.
+    #[error("failed to {action}: {}: {reason}", path.display())]
+    MetadataRefused {
+        /// What was being done.
+        action: &'static str,
+        /// The database file.
+        path: PathBuf,
+        /// Why, and what helps.
+        reason: String,
     },
     /// The metadata database cannot be read at all.
     #[error("{} is damaged ({reason}): `rimg fsck --repair` rebuilds it from the blobs", path.display())]
@@ -203,7 +214,7 @@ impl StoreError {
 
     /// For `map_err`: an SQL failure while doing `action`.
     pub(crate) fn sql(action: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
-        move |source| StoreError::Metadata { action, source }
+        move |source| StoreError::Statement { action, source }
     }
 
     /// Whether the failure says "there is no such thing", so that a caller may look elsewhere.

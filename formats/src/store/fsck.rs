@@ -25,7 +25,7 @@ use super::blob::{Blob, blob_row};
 use super::error::StoreError;
 use super::ingest::hash_file;
 use super::metadata::{Durability, first, now, parsed, rows, run, text, to_sql};
-use super::prune::{UNNEEDED_BLOB, UPLOAD_SECONDS_MAX};
+use super::prune::{UNPROMISED_BLOB, UPLOAD_SECONDS_MAX};
 use super::put::PutOptions;
 use super::registration::{Seen, record_blob};
 use crate::digest::Digest;
@@ -69,7 +69,8 @@ pub struct FsckReport {
     pub metadata: Vec<String>,
     /// Blobs that are not what they were, with the reason; now in quarantine.
     pub damaged: Vec<(Digest, String)>,
-    /// Blobs that something needs, known to the metadata, that have no file. A repair forgets them.
+    /// Blobs that an image or a repository needs, known to the metadata, that have no file. A repair forgets them.
+    /// (What only the build cache or a lease needs may go in a power cut, and is made again.)
     pub missing: Vec<Digest>,
     /// Whole blobs that the metadata does not know. A repair makes them known; a prune removes them.
     pub unknown: Vec<Digest>,
@@ -257,20 +258,21 @@ impl Store {
                 Some(reason) => report.damaged.push((digest, reason)),
                 None if absent() => {
                     // Under the lock: an ingest may have been between its rename and our look.
-                    let (gone, needed) =
+                    let (gone, promised) =
                         self.metadata().write(Durability::Soft, "forget a blob", |transaction| {
                             let row = blob_row(transaction, &digest).map_err(failed())?;
                             let gone = row.is_some_and(|row| row.damaged.is_none()) && absent();
-                            let needed = is_needed(transaction, &digest).map_err(failed())?;
+                            let promised = is_promised(transaction, &digest).map_err(failed())?;
                             if gone && repair {
                                 run(transaction, "DELETE FROM blob WHERE digest = ?1", [text(&digest)])
                                     .map_err(failed())?;
                             }
-                            Ok((gone, needed))
+                            Ok((gone, promised))
                         })?;
-                    match gone && needed {
+                    match gone && promised {
                         true => report.missing.push(digest),
-                        // A collector died between taking the file away and saying so.
+                        // A collector died between taking the file away and saying so, or the power went before
+                        // the name of a build's result was on the disk.
                         false => report.leftovers += u64::from(gone),
                     }
                 }
@@ -357,9 +359,9 @@ enum Checked {
     Damaged(String),
 }
 
-/// Whether a blob would be kept, leases aside.
-fn is_needed(connection: &Connection, digest: &Digest) -> rusqlite::Result<bool> {
-    let sql = format!("SELECT 1 FROM blob WHERE digest = ?1 AND {UNNEEDED_BLOB}");
+/// Whether somebody was promised that a blob is there.
+fn is_promised(connection: &Connection, digest: &Digest) -> rusqlite::Result<bool> {
+    let sql = format!("SELECT 1 FROM blob WHERE digest = ?1 AND {UNPROMISED_BLOB}");
     Ok(first(connection, &sql, [text(digest)], |_| Ok(()))?.is_none())
 }
 

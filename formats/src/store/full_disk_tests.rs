@@ -54,3 +54,22 @@ fn a_full_disk_acknowledges_nothing_and_damages_nothing() {
     fs::remove_file(store.blob_path(&stored[0])).unwrap();
     store.put_bytes(b"there is room again").unwrap();
 }
+
+#[test]
+fn a_prune_goes_on_a_disk_that_is_full_to_the_last_byte() {
+    let directory = tempfile::tempdir().unwrap();
+    if let Err(error) = mount("tmpfs", directory.path(), "tmpfs", MountFlags::empty(), c"size=8m") {
+        eprintln!("SKIPPED: needs the right to mount a tmpfs: {error}");
+        return;
+    }
+    let _disk = SmallDisk(directory.path());
+    let root = directory.path().join("store");
+    Store::open(&root).unwrap().put_bytes(&vec![7; 2_000_000]).unwrap();
+    let filling = File::create(directory.path().join("filling")).unwrap();
+    while (&filling).write_all(&[7; 4096]).is_ok() {}
+    assert!(matches!(Store::open(&root), Err(StoreError::Full { .. })));
+    let store = Store::open_to_remove(&root).unwrap();
+    let report = store.prune(&prune::PruneOptions::default()).unwrap();
+    assert_eq!(report.blobs, 1);
+    assert!(root.join("reserve").exists(), "the next one has no reserve");
+}

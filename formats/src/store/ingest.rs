@@ -184,7 +184,7 @@ impl Ingest {
 
     /// As [`Write::write_all`], with the store's errors.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.write_all(bytes).map_err(StoreError::at("write", &self.path))
+        self.take(bytes).map_err(StoreError::at("write", &self.path))
     }
 
     /// Copies everything from `source`; how many bytes that was. An error of `source` is returned as the outer
@@ -302,8 +302,8 @@ impl Ingest {
     }
 }
 
-impl Write for Ingest {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+impl Ingest {
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.broken {
             return Err(io::Error::other("an earlier write failed"));
         }
@@ -323,11 +323,22 @@ impl Write for Ingest {
         }
         self.hasher.update(bytes);
         self.length += bytes.len() as u64;
-        Ok(bytes.len())
+        Ok(())
+    }
+
+    /// The error of a write, in the store's words: who writes to an ingest may not know that it is one.
+    fn told(&self, error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), StoreError::io("write", &self.path, error))
+    }
+}
+
+impl Write for Ingest {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.take(bytes).map(|()| bytes.len()).map_err(|error| self.told(error))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.write_out()
+        self.write_out().map_err(|error| self.told(error))
     }
 }
 

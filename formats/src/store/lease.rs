@@ -1,10 +1,11 @@
 //! [`Lease`]: holding on to a blob or a manifest without naming it.
 //!
 //! A lease belongs to a holder. This handle's own leases (`session:…`) are taken by every ingest and every
-//! [`Store::contains`], expire after [`LEASE_GRACE_SECONDS`], and are given back when a local manifest names
-//! the content. Leases by name ([`Store::hold`]) do not expire: a container holds its image so.
+//! [`Store::contains`], and are given back when a local manifest names the content; they end with the handle (see
+//! [`session`](super::session)), and after [`LEASE_SECONDS`] in any case. Leases by name ([`Store::hold`]) do not
+//! expire. What was sent to a repository is kept for [`LEASE_GRACE_SECONDS`], whoever received it.
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 pub use super::registration::LEASE_GRACE_SECONDS;
 
@@ -13,8 +14,9 @@ use super::metadata::{Durability, now, parsed, rows, run, text};
 use super::{Store, random_id};
 use crate::digest::Digest;
 
-/// How long a [`Lease`] lasts if its process dies before dropping it.
-const LEASE_SECONDS: i64 = 24 * 3600;
+/// How long a lease lasts whose owner neither gives it back nor dies: longer than any build, shorter than a process
+/// that hangs.
+pub(super) const LEASE_SECONDS: i64 = 24 * 3600;
 
 /// Keeps one blob (or a manifest with all it needs) from being collected while it lives.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ impl Drop for Lease {
 impl Store {
     /// Leases `digest` until the returned value is dropped.
     pub fn lease(&self, digest: &Digest) -> Result<Lease, StoreError> {
-        let holder = format!("lease:{}", random_id());
+        let holder = format!("{}/{}", self.holder()?, random_id());
         self.insert_leases(&holder, &[*digest], Some(now() + LEASE_SECONDS), Durability::Soft)?;
         Ok(Lease { store: self.clone(), holder })
     }
@@ -51,11 +53,8 @@ impl Store {
 
     /// Gives back every lease of `holder`.
     pub fn release(&self, holder: &str) -> Result<(), StoreError> {
-        self.metadata().write(Durability::Soft, "release a lease", |transaction| {
-            run(transaction, "DELETE FROM lease WHERE holder = ?1", [holder])
-                .map(|_| ())
-                .map_err(StoreError::sql("release a lease"))
-        })
+        self.metadata()
+            .write(Durability::Soft, "release a lease", |transaction| release_in(transaction, holder))
     }
 
     /// Who holds `digest` by name (see [`Store::hold`]).
@@ -76,14 +75,15 @@ impl Store {
     }
 
     /// Leases a blob to this session if it is (still) known and whole; says whether it was.
-    pub(super) fn lease_for_session(&self, digest: &Digest, expires_at: i64) -> Result<bool, StoreError> {
+    pub(super) fn lease_for_session(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let holder = self.holder()?;
         self.metadata().write(Durability::Soft, "lease a blob", |transaction| {
             let changed = run(
                 transaction,
                 "INSERT INTO lease (digest, holder, expires_at)
                  SELECT digest, ?2, ?3 FROM blob WHERE digest = ?1 AND damaged IS NULL
                  ON CONFLICT (digest, holder) DO UPDATE SET expires_at = excluded.expires_at",
-                params![text(digest), self.inner.session, expires_at],
+                params![text(digest), holder, now() + LEASE_SECONDS],
             );
             Ok(changed.map_err(StoreError::sql("lease a blob"))? > 0)
         })
@@ -109,4 +109,11 @@ impl Store {
             Ok(())
         })
     }
+}
+
+/// Gives back every lease of `holder` within a transaction.
+pub(super) fn release_in(connection: &Connection, holder: &str) -> Result<(), StoreError> {
+    run(connection, "DELETE FROM lease WHERE holder = ?1", [holder])
+        .map(|_| ())
+        .map_err(StoreError::sql("release a lease"))
 }

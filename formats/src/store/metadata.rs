@@ -3,7 +3,9 @@
 //! SQLite in WAL mode: readers see a snapshot and never wait for a writer; one process writes at a time, and
 //! within a process one thread does. Neither a mutex nor SQLite's busy handler, which sleeps and looks again, is
 //! fair: a collector that writes batch after batch would keep a push waiting till its end, or till the push gives
-//! up. So writers queue, by a mutex and the lock of `metadata.queue`, before they try. Readers are pooled. A
+//! up. So writers queue, by a mutex and the lock of `metadata.queue`, before they try. Readers are pooled, and the
+//! writer's connection is made at the first write: most commands only read. The files of the write-ahead log stay
+//! when a reader is the last to go; only a writer folds the log into the database and removes them. A
 //! write states its [`Durability`]: `Durable` is fsynced before it returns and is meant for what a
 //! client is told; `Soft` is atomic and survives the end of the process, but a power cut may take back the last
 //! of it, which costs nothing but work. A durable commit makes every earlier soft one durable too, because
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, types::Type};
 
 use super::error::StoreError;
@@ -27,6 +30,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 const IDLE_READERS_MAX: usize = 16;
 /// Prepared statements kept per connection: the store has about a hundred.
 const STATEMENTS_MAX: usize = 128;
+
+/// What fails when a connection cannot be opened.
+const OPEN: &str = "open the metadata";
 
 /// When a write must survive a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,36 +48,48 @@ pub(super) struct Metadata {
     path: PathBuf,
     /// Held by the writer whose turn is next: the mutex among threads, the lock of the file among processes.
     queue: Mutex<File>,
-    writer: Mutex<Connection>,
+    // Before the writer, which has to be the last to be closed: see [`reader`].
     readers: Mutex<Vec<Connection>>,
+    writer: Mutex<Option<Connection>>,
 }
 
 impl Metadata {
     /// Opens or creates the database and migrates it.
     pub(super) fn open(path: &Path) -> Result<Metadata, StoreError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let queue_path = path.with_extension("queue");
         let queue = File::create(&queue_path).map_err(StoreError::at("create", &queue_path))?;
-        let mut writer =
-            connect(path, flags | OpenFlags::SQLITE_OPEN_CREATE).map_err(|source| refused(path, source))?;
-        let prepare = |writer: &mut Connection| -> rusqlite::Result<i64> {
-            writer.pragma_update(None, "journal_mode", "WAL")?;
-            let found = schema::version(writer)?;
-            if found <= schema::newest() {
-                schema::migrate(writer)?;
-            }
-            Ok(found)
+        let metadata = Metadata {
+            path: path.to_owned(),
+            queue: Mutex::new(queue),
+            readers: Mutex::default(),
+            writer: Mutex::default(),
         };
-        let found = prepare(&mut writer).map_err(|source| refused(path, source))?;
+        if !path.exists() {
+            metadata.prepare()?;
+        }
+        let refused_here = |source| refused(path, OPEN, source);
+        let reader = reader(path).map_err(refused_here)?;
+        let found = schema::version(&reader).map_err(refused_here)?;
         if found > schema::newest() {
             return Err(StoreError::SchemaNewer { path: path.to_owned(), found, known: schema::newest() });
         }
-        Ok(Metadata {
-            path: path.to_owned(),
-            queue: Mutex::new(queue),
-            writer: Mutex::new(writer),
-            readers: Mutex::default(),
-        })
+        if found < schema::newest() {
+            metadata.prepare()?;
+        }
+        metadata.keep(reader);
+        Ok(metadata)
+    }
+
+    /// Creates the database, or brings it up to the newest schema.
+    fn prepare(&self) -> Result<(), StoreError> {
+        let prepared = connect(&self.path, OpenFlags::SQLITE_OPEN_CREATE).and_then(|mut writer| {
+            writer.pragma_update(None, "journal_mode", "WAL")?;
+            schema::migrate(&mut writer)?;
+            Ok(writer)
+        });
+        let writer = prepared.map_err(|source| refused(&self.path, OPEN, source))?;
+        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+        Ok(())
     }
 
     /// Runs `work` on a read snapshot.
@@ -80,25 +98,32 @@ impl Metadata {
         action: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        self.read_snapshot(action, work).map_err(|error| self.explained(error))
+    }
+
+    fn read_snapshot<T>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let pooled = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match pooled {
             Some(reader) => reader,
-            None => {
-                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let reader = connect(&self.path, flags).map_err(StoreError::sql(action))?;
-                reader.pragma_update(None, "query_only", true).map_err(StoreError::sql(action))?;
-                reader
-            }
+            None => reader(&self.path).map_err(StoreError::sql(action))?,
         };
         let result = {
             let snapshot = reader.unchecked_transaction().map_err(StoreError::sql(action))?;
             work(&snapshot)
         };
+        self.keep(reader);
+        result
+    }
+
+    fn keep(&self, reader: Connection) {
         let mut idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_READERS_MAX {
             idle.push(reader);
         }
-        result
     }
 
     /// Runs `work` in a transaction that holds the write lock from its beginning, and commits it if `work`
@@ -109,20 +134,28 @@ impl Metadata {
         action: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.in_turn(durability, action, |transaction| {
+        let written = self.in_turn(durability, action, |transaction| {
             let value = work(&transaction)?;
-            transaction.commit().map_err(|source| self.failed(action, source))?;
+            transaction.commit().map_err(StoreError::sql(action))?;
             Ok(value)
-        })
+        });
+        written.map_err(|error| self.explained(error))
     }
 
-    /// Runs `work` in a transaction that is rolled back whatever comes of it.
+    /// Runs `work` on copies of the tables, taken from a snapshot: it may change what it likes, nobody else waits for
+    /// it or sees it, and nothing comes of it.
     pub(super) fn rehearse<T>(
         &self,
         action: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.in_turn(Durability::Soft, action, |transaction| work(&transaction))
+        let rehearsed = || {
+            let connection = connect(&self.path, OpenFlags::empty()).map_err(StoreError::sql(action))?;
+            let copies = connection.unchecked_transaction().map_err(StoreError::sql(action))?;
+            schema::shadow(&copies).map_err(StoreError::sql(action))?;
+            work(&copies)
+        };
+        rehearsed().map_err(|error| self.explained(error))
     }
 
     /// Begins a transaction that holds the write lock, when it is this writer's turn. Whoever waits for the lock
@@ -138,14 +171,18 @@ impl Metadata {
             Durability::Soft => "NORMAL",
         };
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut writer: MutexGuard<'_, Connection> =
+        let mut writer: MutexGuard<'_, Option<Connection>> =
             self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let writer = match &mut *writer {
+            Some(writer) => writer,
+            none => none.insert(connect(&self.path, OpenFlags::empty()).map_err(StoreError::sql(action))?),
+        };
         writer.pragma_update(None, "synchronous", synchronous).map_err(StoreError::sql(action))?;
         wait_for(&queue).map_err(StoreError::at("lock", &self.path))?;
         let begun = writer.transaction_with_behavior(TransactionBehavior::Immediate);
         queue.unlock().map_err(StoreError::at("unlock", &self.path))?;
         drop(queue);
-        work(begun.map_err(|source| self.failed(action, source))?)
+        work(begun.map_err(StoreError::sql(action))?)
     }
 
     /// SQLite's own check of the whole file; the complaints found.
@@ -161,11 +198,11 @@ impl Metadata {
         })
     }
 
-    fn failed(&self, action: &'static str, source: rusqlite::Error) -> StoreError {
-        match source.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => StoreError::Full { action, path: self.path.clone() },
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => refused(&self.path, source),
-            _ => StoreError::Metadata { action, source },
+    /// The same error, a failed statement's in words that name the database and what helps.
+    fn explained(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Statement { action, source } => refused(&self.path, action, source),
+            other => other,
         }
     }
 }
@@ -180,21 +217,61 @@ fn wait_for(file: &File) -> io::Result<()> {
     }
 }
 
+/// A connection that never writes, and that leaves the log as it is when it is the last to be closed. SQLite would fold
+/// it into the database and remove its files, which the next command has to make again: two files made and removed for
+/// a command that only looks.
+fn reader(path: &Path) -> rusqlite::Result<Connection> {
+    let reader = connect(path, OpenFlags::empty())?;
+    reader.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    reader.pragma_update(None, "query_only", true)?;
+    Ok(reader)
+}
+
+/// A connection. Readers may write as well, because reading a log needs its index to be written.
 fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     Ok(connection)
 }
 
-fn refused(path: &Path, source: rusqlite::Error) -> StoreError {
+/// What a failed statement means to whoever wanted it.
+fn refused(path: &Path, action: &'static str, source: rusqlite::Error) -> StoreError {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+    let path = path.to_owned();
+    let because = |reason: String, path| StoreError::MetadataRefused { action, path, reason };
     match source.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            StoreError::MetadataDamaged { path: path.to_owned(), reason: source.to_string() }
+            StoreError::MetadataDamaged { path, reason: source.to_string() }
         }
-        Some(ErrorCode::DiskFull) => StoreError::Full { action: "open", path: path.to_owned() },
-        _ => StoreError::Metadata { action: "open the metadata", source },
+        // Such as a digest that is none.
+        None if matches!(
+            source,
+            FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..)
+        ) =>
+        {
+            StoreError::MetadataDamaged { path, reason: source.to_string() }
+        }
+        Some(ErrorCode::DiskFull) => StoreError::Full { action, path },
+        // SQLite does not tell why it could not write.
+        Some(ErrorCode::SystemIoFailure) if is_full(&path) => StoreError::Full { action, path },
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            because("it cannot be written to: see whose it is, and use rimg as that user".to_owned(), path)
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            let seconds = BUSY_TIMEOUT.as_secs();
+            because(format!("another process has been writing to it for {seconds} seconds: try again"), path)
+        }
+        _ => because(source.to_string(), path),
     }
+}
+
+/// Whether the file system has no room left for the least that SQLite writes.
+fn is_full(path: &Path) -> bool {
+    const LEAST_BYTES: u64 = 64 << 10;
+    let folder = path.parent().unwrap_or(path);
+    rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < LEAST_BYTES)
 }
 
 /// Reads a column of text that must parse, such as a digest or a tag.
@@ -295,6 +372,38 @@ mod tests {
             before.sort_unstable();
             before[before.len() / 2]
         })
+    }
+
+    #[test]
+    fn messages_name_the_file_and_the_next_act_once() {
+        let path = Path::new("/store/metadata.db");
+        let failure = |code: i32| {
+            rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), Some("SQLite's words".to_owned()))
+        };
+        let table = [
+            (
+                rusqlite::ffi::SQLITE_CORRUPT,
+                "/store/metadata.db is damaged (SQLite's words): `rimg fsck --repair`",
+            ),
+            (
+                rusqlite::ffi::SQLITE_FULL,
+                "no space left to put a tag /store/metadata.db: free some with `rimg prune`",
+            ),
+            (
+                rusqlite::ffi::SQLITE_READONLY,
+                "failed to put a tag: /store/metadata.db: it cannot be written to: see whose",
+            ),
+            (
+                rusqlite::ffi::SQLITE_BUSY,
+                "failed to put a tag: /store/metadata.db: another process has been writing",
+            ),
+            (rusqlite::ffi::SQLITE_IOERR, "failed to put a tag: /store/metadata.db: SQLite's words"),
+        ];
+        for (code, expected) in table {
+            let error = refused(path, "put a tag", failure(code));
+            assert!(error.to_string().starts_with(expected), "{error}");
+            assert!(std::error::Error::source(&error).is_none(), "{error} would be told twice");
+        }
     }
 
     #[test]

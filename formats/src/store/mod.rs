@@ -6,6 +6,8 @@
 //! metadata.db            SQLite: repositories, tags, manifests, references, uploads, leases, cache
 //! metadata.queue         empty; locked by the process whose turn to write is next
 //! uploads/<id>           unfinished ingests, locked by their writer; also blobs on their way out
+//! sessions/<id>          empty; locked by a process that holds leases
+//! reserve                room that a prune on a full disk may take
 //! quarantine/            damaged blobs, kept for the curious, never served
 //! snapshots/<id>/        layer contents as overlay lower directories (owned by the runner)
 //! containers/<id>/       container state (owned by the runner)
@@ -19,8 +21,8 @@
 //! | [`repository`], [`put`], [`tags`], [`referrers`] | names and what they hold |
 //! | [`images`], [`removal`] | what users see as images: listing, resolving, removing |
 //! | [`cache`] | build cache and stat cache |
-//! | [`lease`], [`prune`], [`fsck`] | keeping, collecting and checking |
-//! | `metadata`, `schema` | the database underneath |
+//! | [`lease`], `session`, [`prune`], [`fsck`] | keeping, collecting and checking |
+//! | `metadata`, `schema`, `reserve` | the database underneath |
 //!
 //! A [`Store`] is cheap to clone, and any number of threads and processes may use one directory at once.
 
@@ -36,6 +38,8 @@ use crate::digest::{Algorithm, Digest};
 
 pub mod blob;
 pub mod cache;
+#[cfg(test)]
+mod collection_tests;
 mod directory_sync;
 mod error;
 pub mod fsck;
@@ -55,7 +59,9 @@ pub mod referrers;
 mod registration;
 pub mod removal;
 pub mod repository;
+mod reserve;
 mod schema;
+mod session;
 pub mod tags;
 #[cfg(test)]
 mod tests;
@@ -74,6 +80,7 @@ use layer_index::IndexCache;
 use manifest_cache::ManifestCache;
 use metadata::Metadata;
 use registration::Registrar;
+use session::Session;
 
 /// An open store.
 #[derive(Clone, Debug)]
@@ -90,8 +97,8 @@ struct Inner {
     registrar: Registrar,
     manifests: ManifestCache,
     indexes: IndexCache,
-    /// Names this handle as a holder of leases.
-    session: String,
+    /// Holds this handle's leases.
+    session: Session,
 }
 
 /// Makes a directory that nobody else may enter, and closes one that an earlier version left open: images contain
@@ -118,7 +125,7 @@ impl Store {
         let create = |path: &Path| builder.create(path).map_err(StoreError::at("create", path));
         create(root)?;
         let root = root.canonicalize().map_err(StoreError::at("open", root))?;
-        for name in ["uploads", "quarantine"] {
+        for name in ["uploads", "quarantine", "sessions"] {
             create(&root.join(name))?;
         }
         for name in ["snapshots", "containers"] {
@@ -136,7 +143,7 @@ impl Store {
             registrar: Registrar::default(),
             manifests: ManifestCache::default(),
             indexes: IndexCache::default(),
-            session: format!("session:{}", random_id()),
+            session: Session::default(),
             root,
         };
         let store = Store { inner: Arc::new(inner) };
@@ -181,6 +188,10 @@ impl Store {
         self.inner.root.join("uploads")
     }
 
+    fn sessions_dir(&self) -> PathBuf {
+        self.inner.root.join("sessions")
+    }
+
     fn quarantine_dir(&self) -> PathBuf {
         self.inner.root.join("quarantine")
     }
@@ -216,6 +227,7 @@ impl Store {
                 Err(error) => return Err(StoreError::io("sync", above, error)),
             }
         }
+        self.renew_reserve();
         fs::write(&marker, b"").map_err(StoreError::at("create", &marker))
     }
 }

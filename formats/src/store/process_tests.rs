@@ -63,6 +63,7 @@ fn report_line(text: &str) {
 
 /// Ingests for ever, and says what it was told is stored.
 fn ingest_until_killed(store: &Store) -> ! {
+    let _held = store.lease(&store.put_bytes(b"held").unwrap().digest).unwrap();
     let repository = store.repository(&"app".parse().unwrap());
     for round in 0u32.. {
         let mut ingest = store.ingest().unwrap();
@@ -113,6 +114,18 @@ fn a_killed_writer_loses_nothing_it_was_told_is_stored() {
         let files = fs::read_dir(store.uploads_dir()).unwrap().map(|entry| entry.unwrap().path());
         assert_eq!(files.collect::<BTreeSet<_>>(), suspended);
         store.sweep_uploads(i64::MAX, false).unwrap();
+        // Nobody lives who has leases.
+        let leases = || {
+            let count = store.metadata().read("count leases", |connection| {
+                metadata::first(connection, "SELECT count(*) FROM lease", [], |row| row.get::<_, i64>(0))
+                    .map_err(StoreError::sql("count leases"))
+            });
+            count.unwrap().unwrap()
+        };
+        assert!(leases() > 0);
+        store.prune(&PruneOptions::default()).unwrap();
+        assert_eq!(leases(), 0);
+        assert_eq!(fs::read_dir(store.sessions_dir()).unwrap().count(), 0);
     }
 }
 
@@ -160,7 +173,7 @@ fn end_leases(store: &Store, name: &str) {
     let failed = || StoreError::sql("end leases");
     let ended = store.metadata().write(Durability::Soft, "end leases", |transaction| {
         let sql = "DELETE FROM lease WHERE holder = ?1";
-        metadata::run(transaction, sql, [&store.inner.session]).map_err(failed())?;
+        metadata::run(transaction, sql, [store.holder()?]).map_err(failed())?;
         let sql = "UPDATE repository_blob SET leased_until = 0
                    WHERE repository_id = (SELECT id FROM repository WHERE name = ?1)";
         metadata::run(transaction, sql, [name]).map_err(failed())

@@ -175,7 +175,13 @@ impl Repository {
             set_tag_row(transaction, id, tag, &put.digest).map_err(failed())?;
         }
         if options.require == Require::BlobsInStore {
-            self.adopt(transaction, id, put, mentions).map_err(failed())?;
+            self.adopt(transaction, id, mentions).map_err(failed())?;
+        }
+        // The manifest holds itself and what it names from now on.
+        let holder = self.store.holder()?;
+        for digest in mentions.iter().map(|mention| &mention.digest).chain([&put.digest]) {
+            let sql = "DELETE FROM lease WHERE digest = ?1 AND holder = ?2";
+            run(transaction, sql, params![text(digest), holder]).map_err(failed())?;
         }
         Ok(())
     }
@@ -212,23 +218,12 @@ impl Repository {
         Ok(missing)
     }
 
-    /// Makes the blobs a local manifest names the repository's, and gives back this session's leases on them:
-    /// the manifest holds them from now on.
-    fn adopt(
-        &self,
-        transaction: &Connection,
-        id: i64,
-        put: &ManifestPut,
-        mentions: &[Mention],
-    ) -> rusqlite::Result<()> {
+    /// Makes the blobs a local manifest names the repository's.
+    fn adopt(&self, transaction: &Connection, id: i64, mentions: &[Mention]) -> rusqlite::Result<()> {
         for mention in mentions.iter().filter(|mention| mention.kind != MentionKind::Manifest) {
             if blob_row(transaction, &mention.digest)?.is_some() {
                 link(transaction, id, &mention.digest, 0)?;
             }
-        }
-        for digest in mentions.iter().map(|mention| &mention.digest).chain([&put.digest]) {
-            let sql = "DELETE FROM lease WHERE digest = ?1 AND holder = ?2";
-            run(transaction, sql, params![text(digest), self.store.inner.session])?;
         }
         Ok(())
     }

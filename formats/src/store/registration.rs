@@ -13,6 +13,7 @@ use rusqlite::{Connection, params};
 
 use super::Store;
 use super::error::StoreError;
+use super::lease::LEASE_SECONDS;
 use super::metadata::{Durability, now, run, text, to_sql};
 use super::repository::repository_id;
 use crate::digest::Digest;
@@ -161,12 +162,12 @@ impl Store {
                 link(transaction, id, &placed.digest, now + LEASE_GRACE_SECONDS).map_err(failed())?;
             }
             None => {
-                let expires = now + LEASE_GRACE_SECONDS;
+                let expires = now + LEASE_SECONDS;
                 run(
                     transaction,
                     "INSERT INTO lease (digest, holder, expires_at) VALUES (?1, ?2, ?3)
                      ON CONFLICT (digest, holder) DO UPDATE SET expires_at = excluded.expires_at",
-                    params![digest, self.inner.session, expires],
+                    params![digest, self.holder()?, expires],
                 )
                 .map_err(failed())?;
             }

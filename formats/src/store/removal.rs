@@ -11,7 +11,7 @@ use super::Store;
 use super::error::StoreError;
 use super::images::ResolvedImage;
 use super::metadata::{Durability, now, parsed, rows, run, text};
-use super::prune::remove_if_unneeded;
+use super::prune::{InUse, remove_if_unneeded};
 use super::repository::find_repository;
 use crate::digest::Digest;
 use crate::reference::{ImageName, Tag};
@@ -31,7 +31,21 @@ impl Store {
     /// Removes what [`Store::resolve`] or [`Store::resolve_text`] found: one tag if it was found by a tag, the
     /// image with all its tags otherwise. Without `force`, an image that is held, or that has several names and
     /// was given by its id, is an error ([`StoreError::InUse`]).
-    pub fn remove_image(&self, image: &ResolvedImage, force: bool) -> Result<Removed, StoreError> {
+    pub fn remove_image(
+        &self,
+        image: &ResolvedImage,
+        in_use: &InUse,
+        force: bool,
+    ) -> Result<Removed, StoreError> {
+        self.with_reserve(|| self.remove_image_now(image, in_use, force))
+    }
+
+    fn remove_image_now(
+        &self,
+        image: &ResolvedImage,
+        in_use: &InUse,
+        force: bool,
+    ) -> Result<Removed, StoreError> {
         let mut removed = Removed::default();
         let given_up = self.metadata().write(Durability::Durable, "remove an image", |transaction| {
             let failed = || StoreError::sql("remove an image");
@@ -44,7 +58,7 @@ impl Store {
                 None => tags.clone(),
             };
             if !force {
-                check_free(transaction, image, &tags, &doomed)?;
+                check_free(transaction, id, image, &tags, &doomed, in_use)?;
             }
             for tag in doomed {
                 let sql = "DELETE FROM tag WHERE repository_id = ?1 AND name = ?2 AND digest = ?3";
@@ -70,24 +84,30 @@ fn tags_on(connection: &Connection, id: i64, digest: &Digest) -> rusqlite::Resul
 /// Refuses to take away what somebody uses, or several names at once.
 fn check_free(
     connection: &Connection,
+    repository: i64,
     image: &ResolvedImage,
     tags: &[Tag],
     doomed: &[Tag],
+    in_use: &InUse,
 ) -> Result<(), StoreError> {
-    let in_use = |holder| Err(StoreError::InUse { digest: image.digest, holder });
+    let used_by = |holder| Err(StoreError::InUse { digest: image.digest, holder });
     if image.tag.is_none() && doomed.len() > 1 {
         let names = doomed.iter().map(|tag| format!("{}:{tag}", image.name)).collect::<Vec<_>>();
-        return in_use(format!("several names ({}): remove these, or force it", names.join(", ")));
+        return used_by(format!("several names ({}): remove these, or force it", names.join(", ")));
     }
     if tags.iter().all(|tag| doomed.contains(tag)) {
+        let failed = || StoreError::sql("remove an image");
+        if let Some(holder) = in_use.holder(connection, repository, &image.digest).map_err(failed())? {
+            return used_by(format!("{holder}: wait for its end, or force it"));
+        }
         // Nothing would be left to start what the holder holds again.
         let sql = "SELECT holder FROM lease WHERE expires_at IS NULL AND (digest = ?1 OR digest IN
                    (SELECT target FROM reference WHERE manifest = ?1 AND kind = 'manifest'))
                    ORDER BY holder LIMIT 1";
         let holders = rows(connection, sql, [text(&image.digest)], |row| row.get::<_, String>(0));
-        let holders = holders.map_err(StoreError::sql("remove an image"))?;
+        let holders = holders.map_err(failed())?;
         if let Some(holder) = holders.into_iter().next() {
-            return in_use(format!("{holder}: remove that first, or force it"));
+            return used_by(format!("{holder}: remove that first, or force it"));
         }
     }
     Ok(())

@@ -322,7 +322,7 @@ pub(super) fn repository_id(connection: &Connection, name: &ImageName) -> Result
     let sql = "INSERT INTO repository (name, created_at) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING";
     run(connection, sql, params![name.as_str(), now()]).map_err(failed())?;
     let id = find_repository(connection, name).map_err(failed())?;
-    id.ok_or(StoreError::Metadata {
+    id.ok_or(StoreError::Statement {
         action: "create a repository",
         source: rusqlite::Error::QueryReturnedNoRows,
     })

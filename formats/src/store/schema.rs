@@ -15,12 +15,13 @@
 //! | `lease` | somebody's hold on a blob, for a time or (`expires_at` null) until it lets go |
 //! | `upload` | an ingest that was suspended |
 //! | `cache_entry`, `cache_blob` | build cache, and the blobs an entry needs |
-//! | `stat_cache` | the digest of a context file whose stat has not changed |
+//! | `stat_cache` | the digest of a context file whose stat has not changed since, in one boot of the machine |
 
 use rusqlite::{Connection, TransactionBehavior};
 
 /// All migrations; the length is the newest version.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE blob (
     digest TEXT PRIMARY KEY,
     size BIGINT NOT NULL,
@@ -114,7 +115,11 @@ CREATE TABLE stat_cache (
     used_at BIGINT NOT NULL,
     PRIMARY KEY (device, inode)
 );
-"];
+",
+    "
+ALTER TABLE stat_cache ADD COLUMN boot TEXT NOT NULL DEFAULT '';
+",
+];
 
 /// The newest version this program knows.
 pub(super) fn newest() -> i64 {
@@ -139,6 +144,33 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     }
     transaction.pragma_update(None, "user_version", newest().max(version(&transaction)?))?;
     transaction.commit()
+}
+
+/// Tables whose rows say nothing about what else is needed.
+const NOT_SHADOWED: &[&str] = &["upload", "stat_cache"];
+
+/// Copies the tables with their indexes to temporary ones of the same names, which from then on are what statements of
+/// this connection mean.
+pub(super) fn shadow(connection: &Connection) -> rusqlite::Result<()> {
+    let sql = "SELECT tbl_name, type, sql FROM main.sqlite_master WHERE sql IS NOT NULL ORDER BY rowid";
+    let mut statement = connection.prepare(sql)?;
+    let found = statement.query_map([], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
+    })?;
+    for made in found {
+        let (table, kind, sql) = made?;
+        if NOT_SHADOWED.contains(&table.as_str()) {
+            continue;
+        }
+        match (kind.as_str(), sql.strip_prefix("CREATE TABLE ")) {
+            ("table", Some(rest)) => connection.execute_batch(&format!(
+                "CREATE TEMPORARY TABLE {rest}; INSERT INTO temp.{table} SELECT * FROM main.{table};"
+            ))?,
+            // An index belongs where its table is found.
+            _ => connection.execute_batch(&sql)?,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

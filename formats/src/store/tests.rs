@@ -16,22 +16,22 @@ use crate::media_type;
 use crate::platform::Platform;
 use crate::reference::{ImageName, Tag};
 
-fn store() -> (tempfile::TempDir, Store) {
+pub(super) fn store() -> (tempfile::TempDir, Store) {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
     (directory, store)
 }
 
-fn name(text: &str) -> ImageName {
+pub(super) fn name(text: &str) -> ImageName {
     text.parse().unwrap()
 }
 
-fn tag(text: &str) -> Tag {
+pub(super) fn tag(text: &str) -> Tag {
     text.parse().unwrap()
 }
 
 /// An image whose one layer is `content`; its manifest's digest.
-fn put_image(store: &Store, repository: &str, tags: &[&str], content: &[u8]) -> Digest {
+pub(super) fn put_image(store: &Store, repository: &str, tags: &[&str], content: &[u8]) -> Digest {
     let layer = store.put_bytes(content).unwrap();
     let mut config = ImageConfig::scratch(Platform::new("linux", "amd64"), Epoch::DEFAULT);
     config.rootfs.diff_ids.push(crate::digest::DiffId::new(layer.digest));
@@ -52,7 +52,7 @@ fn overwrite(path: &Path, content: &[u8]) {
     fs::write(path, content).unwrap();
 }
 
-fn uploads(store: &Store) -> usize {
+pub(super) fn uploads(store: &Store) -> usize {
     fs::read_dir(store.uploads_dir()).unwrap().count()
 }
 
@@ -161,6 +161,37 @@ fn a_resumed_upload_survives_its_writer_but_not_wrong_content() {
     assert!(matches!(wrong, Err(StoreError::DigestMismatch { .. })));
     assert!(matches!(store.resume(&id), Err(StoreError::UploadUnknown(_))));
     assert_eq!((uploads(&store), store.uploads().unwrap().len()), (0, 0));
+}
+
+#[test]
+fn what_an_upload_held_before_a_power_cut_is_hashed_again() {
+    let (_directory, store) = store();
+    let (sent, digest) = (b"sent before, sent after", Digest::sha256(b"sent before, sent after"));
+    for (left, whole) in [(&b"sent before"[..], true), (&[0; 11], false), (b"sent", false)] {
+        let mut ingest = store.ingest().unwrap();
+        ingest.write_all(b"sent before").unwrap();
+        let id = ingest.suspend().unwrap();
+        overwrite(&store.upload_path(&id), left);
+        let aged = store.metadata().write(metadata::Durability::Soft, "start again", |transaction| {
+            let sql = "SELECT hash_state FROM upload";
+            let state: Vec<u8> = metadata::first(transaction, sql, [], |row| row.get(0)).unwrap().unwrap();
+            let boot = crate::boot::id().unwrap();
+            let behind = state.strip_prefix(boot.as_bytes()).unwrap();
+            let earlier = [&[b'0'].repeat(boot.len()), behind].concat();
+            metadata::run(transaction, "UPDATE upload SET hash_state = ?1", [earlier])
+                .map_err(StoreError::sql("start again"))
+        });
+        aged.unwrap();
+        let mut ingest = store.resume(&id).unwrap();
+        assert_eq!(ingest.len(), left.len() as u64);
+        ingest.write_all(&sent[11..]).unwrap();
+        let committed = ingest.commit(Some(&digest.into()));
+        assert_eq!(committed.is_ok(), whole, "{committed:?}");
+        if whole {
+            fs::remove_file(store.blob_path(&digest)).unwrap();
+        }
+    }
+    assert_eq!(uploads(&store), 0);
 }
 
 #[test]
@@ -397,111 +428,12 @@ fn caches_remember_until_told_otherwise() {
     store.stat_cache_put(&[(stamp, Digest::sha256(b"f"))]).unwrap();
     let touched = cache::FileStamp { ctime_ns: 5, ..stamp };
     assert_eq!(store.stat_cache_get(&[stamp, touched]).unwrap(), [Some(Digest::sha256(b"f")), None]);
-}
-
-/// Ends every lease and lets everything look old: time travel for collectors.
-fn make_everything_old(store: &Store) {
-    let sql = "DELETE FROM lease WHERE expires_at IS NOT NULL; UPDATE repository_blob SET leased_until = 0;
-               UPDATE manifest SET pushed_at = 0; UPDATE tag SET updated_at = 0;
-               UPDATE cache_entry SET used_at = used_at - 100000";
-    let old = store.metadata().write(metadata::Durability::Soft, "age", |transaction| {
-        transaction.execute_batch(sql).map_err(StoreError::sql("age"))
+    let started_again = store.metadata().write(metadata::Durability::Soft, "start again", |transaction| {
+        metadata::run(transaction, "UPDATE stat_cache SET boot = 'another'", [])
+            .map_err(StoreError::sql("start again"))
     });
-    old.unwrap();
-}
-
-fn blobs(store: &Store) -> usize {
-    let files = store.blob_files().unwrap().len();
-    assert_eq!(uploads(store), 0);
-    files
-}
-
-#[test]
-fn prune_keeps_what_is_reachable_leased_or_cached() {
-    use prune::{CachePolicy, PruneOptions};
-    let (_directory, store) = store();
-    put_image(&store, "app", &["a"], b"tagged");
-    let untagged = put_image(&store, "app", &[], b"untagged");
-    let leased = store.put_bytes(b"leased").unwrap().digest;
-    let cached = store.put_bytes(b"cached").unwrap().digest;
-    let loose = store.put_bytes(b"loose").unwrap().digest;
-    store.cache_put("k", "", b"", &[cached]).unwrap();
-    assert_eq!(store.prune(&PruneOptions::default()).unwrap(), Default::default());
-    assert_eq!(blobs(&store), 9);
-    make_everything_old(&store);
-    let lease = store.lease(&leased).unwrap();
-    let plan = PruneOptions { dry_run: true, ..PruneOptions::default() };
-    let report = store.prune(&plan).unwrap();
-    assert_eq!((report.blobs, report.bytes), (1, 5));
-    assert_eq!(store.prune(&PruneOptions::default()).unwrap(), report);
-    assert!(store.blob(&loose).unwrap().is_none());
-    assert_eq!(blobs(&store), 8);
-    drop(lease);
-    let report = store.prune(&PruneOptions { untagged: true, ..plan }).unwrap();
-    assert_eq!((report.manifests.len(), report.blobs), (1, 4));
-    let report = store.prune(&PruneOptions { untagged: true, ..PruneOptions::default() }).unwrap();
-    assert_eq!((report.manifests, report.blobs), (vec![(name("app"), untagged)], 4));
-    let cache = CachePolicy { unused_seconds_max: Some(200_000), bytes_max: Some(6) };
-    assert_eq!(store.prune(&PruneOptions { cache, ..PruneOptions::default() }).unwrap().cache_entries, 0);
-    let cache = CachePolicy { unused_seconds_max: Some(2000), bytes_max: None };
-    let report = store.prune(&PruneOptions { cache, ..PruneOptions::default() }).unwrap();
-    assert_eq!((report.cache_entries, report.blobs), (1, 1));
-    store.hold("container:c", &[store.resolve_text("app:a").unwrap().digest]).unwrap();
-    let all = PruneOptions { all: true, ..PruneOptions::default() };
-    assert_eq!(store.prune(&all).unwrap(), Default::default());
-    store.release("container:c").unwrap();
-    let report = store.prune(&all).unwrap();
-    assert_eq!((report.tags, report.blobs), (vec![(name("app"), tag("a"))], 3));
-    assert_eq!(blobs(&store), 0);
-}
-
-#[test]
-fn indexes_keep_their_variants_and_subjects_their_referrers() {
-    use prune::PruneOptions;
-    let (_directory, store) = store();
-    let app = store.repository(&name("app"));
-    let child = put_image(&store, "app", &[], b"child");
-    let child = app.manifest(&child).unwrap().descriptor();
-    let index = crate::manifest::Index::build(vec![child.clone()], Default::default());
-    let index = app.put_manifest(index.raw(), None, &[tag("multi")], &PutOptions::local()).unwrap().digest;
-    let empty = store.put_bytes(b"{}").unwrap().digest;
-    let raw = format!(
-        r#"{{"schemaVersion":2,"mediaType":"{0}","config":{{"mediaType":"{1}","digest":"{empty}","size":2}},
-        "layers":[],"subject":{{"mediaType":"{0}","digest":"{index}","size":8}}}}"#,
-        media_type::OCI_MANIFEST,
-        media_type::OCI_EMPTY,
-    );
-    let referrer = app.put_manifest(raw.as_bytes(), None, &[], &PutOptions::local()).unwrap().digest;
-    make_everything_old(&store);
-    let untagged = PruneOptions { untagged: true, ..PruneOptions::default() };
-    assert_eq!(store.prune(&untagged).unwrap(), Default::default());
-    let removed = store.remove_image(&store.resolve_text("app:multi").unwrap(), false).unwrap();
-    assert_eq!(removed.untagged, [(name("app"), tag("multi"))]);
-    let deleted: std::collections::BTreeSet<Digest> = removed.deleted.into_iter().collect();
-    assert_eq!(deleted, [index, child.digest, referrer].into());
-    assert_eq!(blobs(&store), 0);
-    assert_eq!(store.prune(&untagged).unwrap(), Default::default());
-}
-
-#[test]
-fn removing_the_last_name_frees_what_only_that_image_needs() {
-    let (_directory, store) = store();
-    put_image(&store, "app", &["a", "b"], b"one");
-    let other = put_image(&store, "other", &["latest"], b"one");
-    let id = store.resolve_text(&other.hex()[..12]);
-    assert!(id.is_ok(), "the same image under two names is not ambiguous");
-    let find = |typed: &str| store.resolve_text(typed).unwrap();
-    assert_eq!(store.remove_image(&find("app:a"), false).unwrap().deleted, []);
-    let removed = store.remove_image(&find("app:b"), false).unwrap();
-    assert_eq!((removed.deleted.len(), removed.bytes), (1, 0));
-    store.hold("container:c", &[other]).unwrap();
-    let refused = store.remove_image(&find("other"), false);
-    assert!(matches!(refused, Err(StoreError::InUse { holder, .. }) if holder.starts_with("container:c")));
-    store.release("container:c").unwrap();
-    let removed = store.remove_image(&find("other"), false).unwrap();
-    assert!(removed.bytes > 0);
-    assert_eq!(blobs(&store), 0);
-    assert!(store.images().unwrap().is_empty());
+    started_again.unwrap();
+    assert_eq!(store.stat_cache_get(&[stamp]).unwrap(), [None]);
 }
 
 #[test]

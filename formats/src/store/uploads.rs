@@ -3,7 +3,8 @@
 //! A suspended upload is its file in `uploads/` and a row with the state of the hash at some length. The file
 //! may have grown past that row when its writer died: what is behind is hashed on resume, so no acknowledged
 //! byte has to be sent twice, whatever happened to the process. After a power cut the file may be shorter or
-//! wrong; the digest decides at commit, as always.
+//! wrong, and what was hashed says nothing about what it holds: the state is good for one boot of the machine, and a
+//! file of an earlier one is hashed from its beginning. The digest decides at commit, as always.
 //!
 //! A file that nobody locks and that has no row is a dead writer's and may be swept.
 
@@ -21,6 +22,7 @@ use super::error::StoreError;
 use super::ingest::Ingest;
 use super::metadata::{Durability, first, from_sql, now, parsed, rows, run, to_sql};
 use super::{Store, random_id};
+use crate::boot;
 use crate::digest::{Algorithm, Hasher};
 use crate::reference::ImageName;
 
@@ -86,7 +88,7 @@ impl Ingest {
         if self.broken {
             return Err(StoreError::io("write", &self.path, io::Error::other("an earlier write failed")));
         }
-        let (algorithm, state) = (self.hasher.algorithm().name(), self.hasher.save());
+        let (algorithm, state) = (self.hasher.algorithm().name(), save(&self.hasher));
         let repository = self.repository.as_ref().map(ImageName::as_str);
         self.store.metadata().write(Durability::Soft, "suspend an upload", |transaction| {
             run(
@@ -254,7 +256,7 @@ impl Store {
                 let algorithm: Algorithm = parsed(row, 1)?;
                 Ok(Suspended {
                     repository: named.map(|_| parsed(row, 0)).transpose()?,
-                    hasher: Hasher::restore(algorithm, &row.get::<_, Vec<u8>>(3)?),
+                    hasher: restore(algorithm, &row.get::<_, Vec<u8>>(3)?),
                     algorithm,
                     size: from_sql(row.get(2)?),
                 })
@@ -262,6 +264,20 @@ impl Store {
             .map_err(StoreError::sql("look up an upload"))
         })
     }
+}
+
+/// The state of a hash, with the boot that it is good for.
+fn save(hasher: &Hasher) -> Vec<u8> {
+    let mut state = boot::id().unwrap_or_default().into_bytes();
+    state.push(b'\n');
+    state.extend(hasher.save());
+    state
+}
+
+/// The reverse of [`save`], in the same boot only.
+fn restore(algorithm: Algorithm, saved: &[u8]) -> Option<Hasher> {
+    let boot = boot::id().ok()?;
+    Hasher::restore(algorithm, saved.strip_prefix(boot.as_bytes())?.strip_prefix(b"\n")?)
 }
 
 /// Reads a row of `id, repository, size, started_at, updated_at`.

@@ -6,6 +6,7 @@
 //! snapshots/<hex>.boot       when it was made: a boot's id; the tree is good until the machine starts again
 //! snapshots/.new-<pid>-<n>   a tree being made or removed; locked by its maker, so that a dead maker's can be told
 //! snapshots/.lock            held while a tree appears or goes
+//! snapshots/.mount-points    below every root: empty folders and files to mount on
 //! ```
 //!
 //! A snapshot appears by one rename, so whatever is found under a digest is whole, as long as the machine runs. Its
@@ -13,10 +14,11 @@
 //! from the layer blobs. After the next start of the machine nobody can tell whether it was, so it is made again then.
 //! The folder is closed to other users: images contain set-user-ID programs.
 //!
-//! [`apply`] unpacks layers, [`changes`] reads back what a container changed.
+//! [`apply`] unpacks layers, [`changes`] reads back what a container changed, [`mount_points`] is the layer below all.
 
 pub mod apply;
 pub mod changes;
+mod mount_points;
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -40,8 +42,6 @@ const BOOT_SUFFIX: &str = ".boot";
 const SQUASHED_SUFFIX: &str = "-squashed";
 /// The name of the lock file.
 const LOCK_NAME: &str = ".lock";
-/// Where the kernel tells the boot's id.
-const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Whose the unpacked files are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +118,7 @@ impl Snapshots {
         }
         rustix::fs::flock(&folder, FlockOperation::LockShared)
             .map_err(|errno| at("lock", path)(errno.into()))?;
-        let boot_id = std::fs::read_to_string(BOOT_ID_PATH).map_err(at("read", Path::new(BOOT_ID_PATH)))?;
+        let boot_id = rimg_formats::boot::id().map_err(at("use", path))?;
         Ok(Snapshots { path: path.to_owned(), folder: Directory::from_fd(folder), owners, boot_id })
     }
 
@@ -225,7 +225,7 @@ impl Snapshots {
         let mut removed = 0;
         for name in self.folder.names().map_err(at("list", &self.path))? {
             let Ok(name) = String::from_utf8(name) else { continue };
-            if name == LOCK_NAME {
+            if name == LOCK_NAME || name == mount_points::NAME {
                 continue;
             }
             let hex = name.trim_end_matches(BOOT_SUFFIX).trim_end_matches(SQUASHED_SUFFIX);
@@ -246,12 +246,12 @@ impl Snapshots {
         Ok(removed)
     }
 
-    /// Removes the trees that makers who died have left.
+    /// Removes only the trees that makers who died have left, which no container or build stands on.
     ///
     /// # Errors
     /// When one cannot be removed.
-    pub fn sweep_unfinished(&self) -> Result<u64, SnapshotError> {
-        self.remove_unwanted(|_| true, false)
+    pub fn sweep_unfinished(&self, dry_run: bool) -> Result<u64, SnapshotError> {
+        self.remove_unwanted(|_| true, dry_run)
     }
 
     fn name(&self, layer: &DiffId) -> String {

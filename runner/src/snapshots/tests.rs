@@ -196,7 +196,7 @@ fn dead_makers_are_swept_and_living_ones_are_not() {
     let place = place();
     fs::create_dir_all(place.folder.path().join("snapshots/.new-1-0/deep")).unwrap();
     let living = place.snapshots.begin().unwrap();
-    assert_eq!(place.snapshots.sweep_unfinished().unwrap(), 1);
+    assert_eq!(place.snapshots.sweep_unfinished(false).unwrap(), 1);
     assert_eq!(place.names(), std::slice::from_ref(&living.name));
     drop(living);
     assert_eq!(place.names(), Vec::<String>::new());
@@ -316,4 +316,20 @@ fn nobody_sweeps_below_a_container() {
     assert_eq!(place.names().len(), 1, "a dry run removes nothing");
     assert_eq!(place.snapshots.sweep(|_| false, false).unwrap(), Some(1));
     assert_eq!(place.names().len(), 0);
+}
+
+#[test]
+fn every_root_stands_on_the_mount_points() {
+    let place = place();
+    let layer = place.prepare(tar(&[member("file", b'0', b"x", "")])).unwrap();
+    let stacked = place.snapshots.on_mount_points(std::slice::from_ref(&layer)).unwrap();
+    assert_eq!(stacked[1..], [layer]);
+    for folder in ["dev", "etc", "proc", "sys"] {
+        assert!(stacked[0].join(folder).is_dir(), "{folder}");
+    }
+    assert_eq!(fs::read(stacked[0].join("etc/resolv.conf")).unwrap(), b"");
+    assert_eq!(place.snapshots.sweep(|_| false, false).unwrap(), Some(1));
+    assert_eq!(place.snapshots.on_mount_points(&[]).unwrap(), stacked[..1], "swept away");
+    let many = vec![stacked[0].clone(); crate::spec::RootFs::LOWERS_MAX];
+    assert_eq!(place.snapshots.on_mount_points(&many).unwrap().len(), many.len());
 }

@@ -21,7 +21,7 @@ use serde_json::json;
 use self::bases::StoreThenRegistry;
 use self::show::Steps;
 use super::remote::RemoteArgs;
-use crate::failure::{Context, Failure};
+use crate::failure::{self, Context, Failure};
 use crate::progress::{self, Display};
 use crate::session::Session;
 use crate::terminal::{colour_on_stderr, note, print_json, print_line};
@@ -180,10 +180,13 @@ fn tell(session: &Session, args: &BuildArgs, result: &BuildResult) -> Result<(),
 fn explain(error: &BuildError, source: &SourceFile) -> Failure {
     let diagnostics: &[Diagnostic] = error.diagnostics();
     if diagnostics.is_empty() {
-        return Failure::new(error);
+        return Failure::of(error);
     }
     let style = if colour_on_stderr() { Style::Colour } else { Style::Plain };
     note(render_all(diagnostics, source, style).trim_end());
+    if let Some(hint) = diagnostics.iter().find_map(|diagnostic| failure::room(&diagnostic.message)) {
+        note(&format!("  hint: {hint}"));
+    }
     Failure::told(1)
 }
 

@@ -152,13 +152,14 @@ fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     let containers = Containers::new(&store.containers_dir());
     let place = || format!("failed to use {}", root.display());
     containers.sweep().context(place())?;
-    let snapshots = Snapshots::open(&store.snapshots_dir(), owners)?;
-    let lowers = unpack(&store, &snapshots, &image)?;
     let container = match &args.name {
         Some(name) => containers.create_named(name).map_err(Failure::from)?,
         None => containers.create().context(place())?,
     };
-    let rootfs = RootFs { lowers, upper: container.upper() };
+    container.hold_image(&image.digest).context(place())?;
+    let snapshots = Snapshots::open(&store.snapshots_dir(), owners)?;
+    let lowers = unpack(&store, &snapshots, &image)?;
+    let rootfs = RootFs { lowers: snapshots.on_mount_points(&lowers)?, upper: container.upper() };
     let spec = spec(&args, &image.config, rootfs, container.id())?;
     let status = run_foreground(spec, args.interactive, |_| {}).map_err(|error| not_run(error, mapping))?;
     drop(container);
