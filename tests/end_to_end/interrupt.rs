@@ -47,7 +47,7 @@ fn a_signal_ends_a_build_in_good_order() {
         assert_no_mounts(&world);
         let snapshots = names(&world.root().join("snapshots"));
         assert!(!snapshots.iter().any(|name| name.starts_with('.')), "{snapshots:?}");
-        for folder in ["uploads", "containers"] {
+        for folder in ["uploads", "containers", "sessions"] {
             assert_eq!(names(&world.root().join(folder)), Vec::<String>::new(), "in {folder}/");
         }
         world.verify_store(&world.root());

@@ -45,12 +45,6 @@ impl Store {
         self.insert_leases(holder, digests, None, Durability::Durable)
     }
 
-    /// Gives back what this handle's ingests and looks leased, instead of letting it expire: for a command that ends
-    /// without naming what it made.
-    pub fn release_session(&self) -> Result<(), StoreError> {
-        self.release(&self.inner.session)
-    }
-
     /// Gives back every lease of `holder`.
     pub fn release(&self, holder: &str) -> Result<(), StoreError> {
         self.metadata()

@@ -502,14 +502,3 @@ fn a_newer_schema_is_refused_by_name() {
     connection.pragma_update(None, "user_version", 1000).unwrap();
     assert!(matches!(Store::open(directory.path()), Err(StoreError::SchemaNewer { found: 1000, .. })));
 }
-
-#[test]
-fn a_session_gives_its_leases_back() {
-    use prune::PruneOptions;
-    let (_directory, store) = store();
-    store.put_bytes(b"never named").unwrap();
-    let now = PruneOptions { older_than_seconds: 0, ..PruneOptions::default() };
-    assert_eq!(store.prune(&now).unwrap().blobs, 0);
-    store.release_session().unwrap();
-    assert_eq!(store.prune(&now).unwrap().blobs, 1);
-}

@@ -143,11 +143,8 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     let build = || builder.build(&|event| steps.show(event));
     let result = match signals::interruptible(&builder.interrupt(), &display, build) {
         Ok(result) => result,
-        Err(interrupted) => {
-            // Finished steps stay in the cache, which holds on to what it needs.
-            store.release_session()?;
-            return Err(interrupted.tell(&display));
-        }
+        // Finished steps stay in the cache, which holds on to what it needs; leases end with the process.
+        Err(interrupted) => return Err(interrupted.tell(&display)),
     };
     display.close();
     let result = result.map_err(|error| explain(&error, &source))?;
