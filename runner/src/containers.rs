@@ -7,21 +7,17 @@
 //! containers/<id>/image    the digest of the image it runs
 //! ```
 //!
-//! The lock is the truth about life: it goes with its process however that ends, so [`Containers::sweep`] can tell a
-//! dead run's leftovers from a live run without asking anybody.
+//! The lock tells a dead run's leftovers from a live run (see [`claim`]), without asking anybody.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rimg_formats::digest::Digest;
-use rimg_formats::layer::LayerPath;
-use rimg_formats::root_dir::RootDir;
-use rustix::fs::{FlockOperation, flock};
-
+use crate::claim;
 use crate::spec::Upper;
+use rimg_formats::digest::Digest;
 
 /// The prefix of directories of runs with a name, which ids of other runs, being hexadecimal, do not have.
 const NAMED_PREFIX: &str = "name-";
@@ -96,9 +92,7 @@ impl Containers {
             if let Some(container) = self.claim(id.clone())? {
                 return Ok(container);
             }
-            if let Some(_lock) = lock(&self.directory.join(&id))? {
-                remove(&self.directory, &id)?;
-            }
+            claim::sweep(&self.directory, &id)?;
         }
         Err(NameError::Taken(name.to_owned()))
     }
@@ -107,11 +101,7 @@ impl Containers {
     fn claim(&self, id: String) -> io::Result<Option<Container>> {
         let path = self.directory.join(&id);
         // Nobody else may look into it: it can contain set-user-id programs of the image.
-        match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-            other => other?,
-        }
-        let Some(lock) = lock(&path)? else { return Ok(None) };
+        let Some(lock) = claim::make(&path, 0o700)? else { return Ok(None) };
         let container = Container { id, parent: self.directory.clone(), _lock: lock };
         fs::create_dir(path.join("upper"))?;
         // The upper's root becomes the mode of `/` inside.
@@ -131,7 +121,7 @@ impl Containers {
             // A run that is at its beginning or its end has none.
             let Ok(text) = fs::read_to_string(entry.path().join(IMAGE)) else { continue };
             if let Ok(digest) = text.parse()
-                && matches!(lock(&entry.path()), Ok(None))
+                && matches!(claim::lock(&entry.path()), Ok(None))
             {
                 images.push((digest, name.strip_prefix(NAMED_PREFIX).unwrap_or(&name).to_owned()));
             }
@@ -148,11 +138,7 @@ impl Containers {
         for entry in fs::read_dir(&self.directory)?.flatten() {
             let name = entry.file_name();
             let Some(id) = name.to_str() else { continue };
-            if let Ok(Some(_lock)) = lock(&entry.path())
-                && remove(&self.directory, id).is_ok()
-            {
-                removed += 1;
-            }
+            removed += usize::from(claim::sweep(&self.directory, id).unwrap_or(false));
         }
         Ok(removed)
     }
@@ -184,27 +170,8 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         // What cannot be removed now is unlocked in a moment, and the next sweep finds it.
-        let _ = remove(&self.parent, &self.id);
+        let _ = claim::remove(&self.parent, &self.id);
     }
-}
-
-/// Locks a container's directory; `None` when another process has it, or removed it meanwhile.
-fn lock(path: &Path) -> io::Result<Option<File>> {
-    let directory = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
-        return Ok(None);
-    }
-    let open = directory.metadata()?;
-    let same =
-        fs::symlink_metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (open.dev(), open.ino()));
-    Ok(same.then_some(directory))
-}
-
-fn remove(directory: &Path, id: &str) -> io::Result<()> {
-    RootDir::open(directory)?.remove_tree(&LayerPath::parse(id).map_err(io::Error::other)?)
 }
 
 fn unique_id() -> String {

@@ -20,6 +20,7 @@
 //! | [`limits`] | cgroups |
 //! | [`snapshots`] | layers as overlay lower directories, and changes back |
 //! | [`containers`] | state of foreground runs; sweeping of dead ones |
+//! | [`claim`] | folders of living processes |
 //! | [`doctor`] | facts about this host |
 //! | `sys` | every `unsafe` block |
 //!
@@ -27,6 +28,7 @@
 #![deny(unsafe_code)]
 
 pub mod capabilities;
+pub mod claim;
 pub mod containers;
 pub mod doctor;
 mod executable;

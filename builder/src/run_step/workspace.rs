@@ -7,18 +7,19 @@
 //!     mounts/<number>/content                  what bind mounts show that cannot be shown in place
 //! ```
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rimg_formats::layer::LayerPath;
-use rimg_formats::root_dir::RootDir;
+use rimg_runner::claim;
 use rimg_runner::spec::{Mount, MountKind};
-use rustix::fs::{FlockOperation, flock};
 
 use crate::source_tree::SourceNode;
+
+/// What the names of trees that are being made begin with, in this folder.
+const PREFIX: &str = ".new-";
 
 /// The directory of one step, gone when dropped.
 pub(super) struct RunWorkspace {
@@ -32,19 +33,19 @@ impl RunWorkspace {
     /// image's `root`.
     pub(super) fn new(parent: &Path, root: Option<&SourceNode>) -> io::Result<RunWorkspace> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".new-{}-run-{number}", std::process::id());
-        let path = parent.join(&name);
         sweep(parent)?;
-        // A dead process had the same number.
-        if path.exists() {
-            remove(parent, &name)?;
-        }
-        DirBuilder::new().mode(0o700).create(&path)?;
-        let lock = File::open(&path)?;
-        flock(&lock, FlockOperation::LockExclusive)?;
+        // Process ids repeat: a name that is taken is not ours.
+        let (name, lock) = loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{PREFIX}{}-run-{number}", std::process::id());
+            if let Some(lock) = claim::make(&parent.join(&name), 0o700)? {
+                break (name, lock);
+            }
+        };
         let workspace = RunWorkspace { parent: parent.to_owned(), name, _lock: lock };
-        for directory in [workspace.upper(), workspace.work(), workspace.empty(), path.join("mounts")] {
+        for directory in
+            [workspace.upper(), workspace.work(), workspace.empty(), workspace.path().join("mounts")]
+        {
             fs::create_dir(directory)?;
         }
         let mode = root.map_or(0o755, |root| root.mode);
@@ -96,31 +97,18 @@ impl RunWorkspace {
 impl Drop for RunWorkspace {
     fn drop(&mut self) {
         // What cannot be removed now is swept with the directories of dead processes.
-        let _ = remove(&self.parent, &self.name);
+        let _ = claim::remove(&self.parent, &self.name);
     }
 }
 
-/// Removes what builds left that were killed, by Ctrl-C for one. A maker creates its directory first and locks it then:
-/// the lock alone could not tell one that has just begun from one that is dead, so its process has to be gone as well.
+/// Removes what builds left that were killed.
 fn sweep(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let maker = name.strip_prefix(".new-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        let Some(maker) = maker.filter(|maker| !Path::new("/proc").join(maker.to_string()).exists()) else {
-            continue;
-        };
-        let unlocked = File::open(entry.path())
-            .is_ok_and(|directory| flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok());
-        if unlocked && maker != std::process::id() {
-            // Another build may sweep at the same time, and another user's directory is that user's to remove.
-            let _ = remove(parent, name);
+        let name = entry?.file_name();
+        if let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) {
+            // Another user's directory is that user's to remove.
+            let _ = claim::sweep(parent, name);
         }
     }
     Ok(())
-}
-
-fn remove(parent: &Path, name: &str) -> io::Result<()> {
-    RootDir::open(parent)?.remove_tree(&LayerPath::parse(name).map_err(io::Error::other)?)
 }

@@ -34,6 +34,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use apply::{ApplyError, Skipped};
 use changes::Changes;
 
+use crate::claim;
+
 /// The prefix of trees being made.
 const UNFINISHED_PREFIX: &str = ".new-";
 /// The suffix of the marks that tell the boot a tree was made in.
@@ -229,18 +231,21 @@ impl Snapshots {
                 continue;
             }
             let hex = name.trim_end_matches(BOOT_SUFFIX).trim_end_matches(SQUASHED_SUFFIX);
-            let unneeded = match name.starts_with(UNFINISHED_PREFIX) {
-                true => !self.is_being_made(&name),
-                false => !wanted(hex),
+            // Held until a dead maker's tree is gone.
+            let _lock = match name.starts_with(UNFINISHED_PREFIX) {
+                true => match claim::lock(&self.path.join(&name)) {
+                    Ok(Some(lock)) => Some(lock),
+                    _ => continue,
+                },
+                false if wanted(hex) => continue,
+                false => None,
             };
-            if unneeded {
-                removed += u64::from(!name.ends_with(BOOT_SUFFIX));
-                if !dry_run {
-                    // Without its mark nobody uses the tree, should this process die half-way.
-                    let mark = format!("{name}{BOOT_SUFFIX}");
-                    self.folder.remove(mark.as_bytes()).map_err(at("remove", &self.path.join(&mark)))?;
-                    self.folder.remove(name.as_bytes()).map_err(at("remove", &self.path.join(&name)))?;
-                }
+            removed += u64::from(!name.ends_with(BOOT_SUFFIX));
+            if !dry_run {
+                // Without its mark nobody uses the tree, should this process die half-way.
+                let mark = format!("{name}{BOOT_SUFFIX}");
+                self.folder.remove(mark.as_bytes()).map_err(at("remove", &self.path.join(&mark)))?;
+                self.folder.remove(name.as_bytes()).map_err(at("remove", &self.path.join(&name)))?;
             }
         }
         Ok(removed)
@@ -272,21 +277,10 @@ impl Snapshots {
             let count = COUNTER.fetch_add(1, Ordering::Relaxed);
             let name = format!("{UNFINISHED_PREFIX}{}-{count}", std::process::id());
             let path = self.path.join(&name);
-            match self.folder.create_dir(name.as_bytes(), 0o755) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                made => made.map_err(at("create", &path))?,
-            }
-            let lock = File::open(&path).map_err(at("open", &path))?;
-            rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-                .map_err(|errno| at("lock", &path)(errno.into()))?;
+            let Some(lock) = claim::make(&path, 0o755).map_err(at("create", &path))? else { continue };
             let tree = RootDir::open(&path).map_err(at("open", &path))?;
             return Ok(Unfinished { snapshots: self, name, tree, _lock: lock });
         }
-    }
-
-    fn is_being_made(&self, name: &str) -> bool {
-        let Ok(folder) = File::open(self.path.join(name)) else { return false };
-        rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err()
     }
 }
 
