@@ -4,6 +4,7 @@
 mod cli;
 mod commands;
 mod failure;
+mod printable;
 mod progress;
 mod session;
 mod terminal;

@@ -22,8 +22,8 @@ use crate::ignore::IgnorePatterns;
 use crate::source_tree::{Content, SourceNode, SourceTree};
 use crate::stat_cache::stamp_of;
 
-/// A thread costs as much as looking at a few files.
-const NODES_PER_THREAD_MIN: usize = 32;
+/// A thread costs as much as looking at some dozens of files; below this many it gains little.
+const NODES_PER_THREAD_MIN: usize = 512;
 
 /// What owners on disk mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ struct Inner {
     ignore: Option<IgnorePatterns>,
 }
 
-/// A regular file of a [`DiskTree`], as it was when it was looked at.
+/// A regular file or directory of a [`DiskTree`], as it was when it was looked at.
 #[derive(Clone, Debug)]
 pub(crate) struct DiskFile {
     tree: DiskTree,
@@ -118,8 +118,22 @@ impl DiskTree {
 
     /// Adds the place to an error.
     fn at(&self, path: &LayerPath, error: io::Error) -> io::Error {
-        let place = self.0.path.join(path.as_path());
-        io::Error::new(error.kind(), format!("`{}`: {error}", place.display()))
+        io::Error::new(
+            error.kind(),
+            format!("failed to read {}: {}", self.place(path), without_number(&error)),
+        )
+    }
+
+    /// Where `path` is on this machine, for messages: the ends of it, if it is very long.
+    fn place(&self, path: &LayerPath) -> String {
+        let shown = self.0.path.join(path.as_path()).display().to_string();
+        let count = shown.chars().count();
+        if count <= PLACE_CHARS_MAX {
+            return format!("`{shown}`");
+        }
+        let start: String = shown.chars().take(PLACE_CHARS_MAX / 2).collect();
+        let end: String = shown.chars().skip(count - PLACE_CHARS_MAX / 2).collect();
+        format!("`{start}…{end}` ({} bytes)", shown.len())
     }
 
     fn hidden(&self, path: &LayerPath, is_directory: bool) -> bool {
@@ -138,23 +152,19 @@ impl DiskTree {
         let Some(kind) = entry_kind(parent, name, &stat).map_err(|error| self.at(path, error))? else {
             return Ok(None);
         };
-        let linkable = matches!(kind, EntryKind::Regular { .. } | EntryKind::Directory);
-        let xattrs = match linkable {
-            true => read_xattrs(parent, name).map_err(|error| self.at(path, error))?,
-            false => BTreeMap::new(),
-        };
-        let content = match kind {
-            EntryKind::Regular { .. } => {
-                Content::Disk(DiskFile { tree: self.clone(), path: path.clone(), stamp: stamp_of(&stat) })
-            }
-            _ => Content::None,
+        let file = || DiskFile { tree: self.clone(), path: path.clone(), stamp: stamp_of(&stat) };
+        let (content, unread) = match kind {
+            EntryKind::Regular { .. } => (Content::Disk(file()), Some(file())),
+            EntryKind::Directory => (Content::None, Some(file())),
+            _ => (Content::None, None),
         };
         let shared = stat.st_nlink > 1 && kind != EntryKind::Directory;
         Ok(Some(SourceNode {
             mode: stat.st_mode & 0o7777,
             owner: self.owner(&stat),
             mtime: Mtime { secs: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) },
-            xattrs,
+            xattrs: BTreeMap::new(),
+            unread,
             content,
             identity: (shared && self.0.owners != Owners::Dropped).then_some((stat.st_dev, stat.st_ino)),
             kind,
@@ -246,7 +256,45 @@ impl SourceTree for DiskTree {
     }
 }
 
+/// A directory that is held open while the attributes of what is in it are read.
+#[derive(Default)]
+pub(crate) struct OpenParent(Option<(DiskTree, LayerPath, OwnedFd)>);
+
+impl OpenParent {
+    fn of(&mut self, file: &DiskFile) -> io::Result<&OwnedFd> {
+        let parent = file.path.parent().unwrap_or_default();
+        let held =
+            self.0.take().filter(|(tree, path, _)| Arc::ptr_eq(&tree.0, &file.tree.0) && *path == parent);
+        let held = match held {
+            Some(held) => held,
+            None => {
+                let opened = file.tree.open_beneath(&parent, OFlags::PATH | OFlags::DIRECTORY)?;
+                (file.tree.clone(), parent, opened)
+            }
+        };
+        Ok(&self.0.insert(held).2)
+    }
+}
+
 impl DiskFile {
+    /// Where it is, for messages.
+    pub(crate) fn place(&self) -> String {
+        self.tree.place(&self.path)
+    }
+
+    /// The extended attributes that images keep. `parent` is handed from file to file: neighbours share it.
+    pub(crate) fn xattrs(&self, parent: &mut OpenParent) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+        let name = self.path.file_name().unwrap_or(b".");
+        let read = parent.of(self).and_then(|parent| read_xattrs(parent, OsStr::from_bytes(name)));
+        match read {
+            // What has vanished since has none; a file's content is missed where it is read.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Ok(BTreeMap::new())
+            }
+            other => other.map_err(|error| self.tree.at(&self.path, error)),
+        }
+    }
+
     /// Opens the file for reading. What is read may differ from what was looked at: compare [`DiskFile::stamp`]s.
     pub(crate) fn open(&self) -> io::Result<File> {
         // O_NONBLOCK keeps a FIFO that took the file's place from blocking; on regular files it means nothing.
@@ -254,10 +302,22 @@ impl DiskFile {
             self.tree.open_beneath(&self.path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let stat = rustix::fs::fstat(&opened)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            let changed = io::Error::other("is no regular file any more: it changed during the build");
+            let changed = io::Error::other("it is no regular file any more");
             return Err(self.tree.at(&self.path, changed));
         }
         Ok(File::from(opened))
+    }
+}
+
+/// Longest path that messages show whole: the longest name of a file, and some folders.
+const PLACE_CHARS_MAX: usize = 300;
+
+/// The system's words for an error, without its number.
+pub(crate) fn without_number(error: &io::Error) -> String {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(number) => text.trim_end_matches(&format!(" (os error {number})")).to_owned(),
+        None => text,
     }
 }
 

@@ -6,6 +6,8 @@
 //!    as one (`dir/`), or several files come; else it becomes the file of that name.
 //! 4. Directories that are missing on the way are made, 0755, owned as `--chown` says, else by root.
 //! 5. A file never replaces a directory, nor a directory anything else.
+//!
+//! With `--link` the image below is taken to be empty (3 to 5).
 
 pub(crate) mod destination;
 pub(crate) mod mode;
@@ -22,7 +24,7 @@ use self::mode::ModeChange;
 pub(crate) use self::sources::{Match, Missing, find_sources};
 use crate::context::is_excluded;
 use crate::ignore::IgnorePatterns;
-use crate::layer_plan::{LayerPlan, NewDirectory, PlanConflict};
+use crate::layer_plan::{LayerPlan, NewDirectory, PlanConflict, children_of_all};
 use crate::source_tree::{Content, SourceNode, SourceTree, land};
 
 /// What flags of COPY and ADD say about the entries.
@@ -44,6 +46,9 @@ pub(crate) enum CopyError {
     /// A source is not there.
     #[error("{0}")]
     Missing(Missing),
+    /// A source is no pattern.
+    #[error("{0}")]
+    Pattern(String),
     /// Several files for what is written as one file.
     #[error("several files are to go to `{0}`, which is not written as a directory")]
     NeedsDirectory(String),
@@ -113,6 +118,7 @@ impl CopyPlanner<'_> {
             owner: None,
             mtime: Mtime::default(),
             xattrs: std::collections::BTreeMap::new(),
+            unread: None,
             content: Content::Bytes(content),
             identity: None,
         };
@@ -152,17 +158,20 @@ impl CopyPlanner<'_> {
         target: &LayerPath,
     ) -> Result<(), CopyError> {
         let mut waiting = vec![(from.clone(), target.clone(), LayerPath::root())];
-        while let Some((from, target, inside)) = waiting.pop() {
-            for (name, node) in tree.children(&from)? {
-                let inside = inside.join(&name)?;
-                if self.is_excluded(inside.as_bytes(), node.is_directory()) {
-                    continue;
-                }
-                let (path, source) = (target.join(&name)?, from.join(&name)?);
-                let is_directory = node.is_directory();
-                self.put(path.clone(), node)?;
-                if is_directory {
-                    waiting.push((source, path, inside));
+        while !waiting.is_empty() {
+            let directories = std::mem::take(&mut waiting);
+            for ((from, target, inside), children) in children_of_all(tree, directories, |(from, ..)| from) {
+                for (name, node) in children? {
+                    let inside = inside.join(&name)?;
+                    if self.is_excluded(inside.as_bytes(), node.is_directory()) {
+                        continue;
+                    }
+                    let (path, source) = (target.join(&name)?, from.join(&name)?);
+                    let is_directory = node.is_directory();
+                    self.put(path.clone(), node)?;
+                    if is_directory {
+                        waiting.push((source, path, inside));
+                    }
                 }
             }
         }

@@ -14,10 +14,10 @@ mod options;
 mod schedule;
 mod sources;
 mod stage;
+mod stop;
 mod unsupported;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rimg_formats::descriptor::Descriptor;
@@ -31,16 +31,19 @@ pub use self::error::{BuildError, RunFailure};
 pub(crate) use self::files::step_error;
 pub use self::options::{BUILDFILE_NAMES, BuildOptions, InputError, Timestamps};
 use self::schedule::run_in_order;
-pub(crate) use self::sources::{source_tree, unreadable};
+pub(crate) use self::sources::{read_error, source_tree, unreadable};
 use self::stage::StageResult;
 pub(crate) use self::stage::StageRun;
+pub use self::stop::Interrupt;
+pub(crate) use self::stop::{Stop, Stopped};
 pub(crate) use self::unsupported::{unsupported_in_run, unsupported_mount};
 use crate::base::{BaseImageError, BaseImages};
 use crate::cache::{Cache, CacheKey};
-use crate::context::DiskTree;
+use crate::context::{DiskTree, processors};
 use crate::diagnostic::Diagnostic;
 use crate::events::{Event, EventSink, StageOutline};
 use crate::layer_step::LayerMaker;
+use crate::parallel;
 use crate::plan::{Base, CopySource, Graph, PlanOptions, Stage};
 use crate::source::Span;
 use crate::stat_cache::StatCache;
@@ -51,6 +54,20 @@ pub const UNTAGGED: &str = "untagged";
 
 /// How often a build is planned again because base images brought triggers that name further images.
 const PLANS_MAX: usize = 8;
+
+/// Base images that are fetched at once: a registry's answers are waited for, but its patience has bounds.
+const IMAGES_AT_ONCE: usize = 8;
+
+/// Stages at work at once, for each processor. Steps wait for networks, disks and locks as often as they compute, so
+/// one for each processor would leave processors idle; without a bound, a file of hundreds of stages would run as many
+/// compilers at once, and memory would end before the processors did.
+const STAGES_PER_PROCESSOR: usize = 4;
+/// As many on the smallest machine: stages of `apt-get` and `npm install` do little but wait.
+const STAGES_AT_ONCE_MIN: usize = 8;
+
+fn stages_at_once() -> usize {
+    processors().saturating_mul(STAGES_PER_PROCESSOR).max(STAGES_AT_ONCE_MIN)
+}
 
 /// What a build does with a user namespace, when an ordinary user runs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +86,7 @@ pub struct Builder<'a> {
     store: Store,
     images: &'a dyn BaseImages,
     options: BuildOptions,
+    interrupt: Interrupt,
 }
 
 /// An image that was built.
@@ -94,7 +112,7 @@ pub(crate) struct Build<'a> {
     images: BTreeMap<(String, String), Image>,
     context: OnceLock<DiskTree>,
     turns: Mutex<HashMap<CacheKey, Turn>>,
-    stopped: AtomicBool,
+    pub(crate) stop: Stop,
 }
 
 /// Held while a RUN step of one key is at work.
@@ -110,12 +128,17 @@ struct Planned {
 impl<'a> Builder<'a> {
     /// A builder of one image.
     pub fn new(store: Store, images: &'a dyn BaseImages, options: BuildOptions) -> Builder<'a> {
-        Builder { store, images, options }
+        Builder { store, images, options, interrupt: Interrupt::default() }
     }
 
     /// What the build is asked for.
     pub fn options(&self) -> &BuildOptions {
         &self.options
+    }
+
+    /// What ends the build before its end, from another thread.
+    pub fn interrupt(&self) -> Interrupt {
+        self.interrupt.clone()
     }
 
     /// Builds the image. When it returns, the image is durable in the store under its names.
@@ -128,10 +151,10 @@ impl<'a> Builder<'a> {
         let build = self.prepare(planned, events);
         let dependencies: Vec<_> =
             build.graph.stages.iter().map(|stage| stage.dependencies.clone()).collect();
-        let results = run_in_order(&dependencies, &|index, results| {
+        let results = run_in_order(&dependencies, stages_at_once(), &|index, results| {
             let result = stage::run(&build, index, results);
             if result.is_err() {
-                build.stopped.store(true, Ordering::Relaxed);
+                build.stop.fail();
             }
             result
         });
@@ -181,12 +204,8 @@ impl<'a> Builder<'a> {
     ) -> Result<(), BuildError> {
         let wanted: BTreeMap<(String, String), Span> = named_images(graph, &self.options.platform);
         let missing: Vec<_> = wanted.into_iter().filter(|(key, _)| !images.contains_key(key)).collect();
-        let resolved: Vec<Result<Image, Diagnostic>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = missing
-                .iter()
-                .map(|((name, platform), span)| scope.spawn(|| self.resolve_image(name, platform, *span)))
-                .collect();
-            workers.into_iter().map(|worker| worker.join().expect("resolving does not panic")).collect()
+        let resolved = parallel::each(&missing, IMAGES_AT_ONCE, |((name, platform), span)| {
+            self.resolve_image(name, platform, *span)
         });
         let mut errors = Vec::new();
         for ((key, _), result) in missing.into_iter().zip(resolved) {
@@ -196,6 +215,22 @@ impl<'a> Builder<'a> {
             }
         }
         errors.sort_by_key(|error| error.span);
+        // What made a name an image is worth knowing when there is no such image.
+        let is_doubt =
+            |warning: &&Diagnostic| matches!(warning.code, Some("UnknownStage" | "ForwardStageReference"));
+        let doubts = |error: &Diagnostic| {
+            graph.warnings.iter().filter(is_doubt).find(|warning| warning.span == error.span)
+        };
+        let errors: Vec<Diagnostic> = errors
+            .into_iter()
+            .map(|error| match doubts(&error) {
+                Some(doubt) => Diagnostic {
+                    help: doubt.help.clone().or(error.help.clone()),
+                    ..error.note(doubt.message.clone())
+                },
+                None => error,
+            })
+            .collect();
         if errors.is_empty() { Ok(()) } else { Err(errors.into()) }
     }
 
@@ -213,10 +248,19 @@ impl<'a> Builder<'a> {
                         "for a directory write `./{name}`; `rimg images` lists what the store has"
                     ))
                 }
+                _ if self.has_in_context(name) => {
+                    diagnostic.help(format!("for the folder or tar in the context write `./{name}`"))
+                }
                 BaseImageError::Other { help: Some(help), .. } => diagnostic.help(help),
                 _ => diagnostic,
             }
         })
+    }
+
+    /// Whether the context has something of that name.
+    fn has_in_context(&self, name: &str) -> bool {
+        let start = self.options.base_directory.as_ref().or(self.options.context.as_ref());
+        start.is_some_and(|start| start.join(name).exists())
     }
 
     fn prepare<'b>(&'b self, planned: Planned, events: &'b EventSink<'b>) -> Build<'b> {
@@ -225,10 +269,12 @@ impl<'a> Builder<'a> {
             Timestamps::Constant => MtimePolicy::Fixed(options.epoch),
             Timestamps::Preserve => MtimePolicy::Preserve,
         };
+        let stop = Stop::new(self.interrupt.clone());
         let maker = LayerMaker {
             store: self.store.clone(),
             cache: Cache::new(self.store.clone(), !options.no_cache),
             stat_cache: StatCache::default(),
+            stop: stop.clone(),
             options: LayerOptions { compression: options.compression, threads: options.threads, mtime },
         };
         Build {
@@ -240,7 +286,7 @@ impl<'a> Builder<'a> {
             images: planned.images,
             context: OnceLock::new(),
             turns: Mutex::default(),
-            stopped: AtomicBool::new(false),
+            stop,
         }
     }
 
@@ -314,9 +360,9 @@ impl Build<'_> {
         turns.entry(key).or_default().clone()
     }
 
-    /// Whether another stage failed.
+    /// An error when steps are not to go on: another stage failed, or the build was interrupted.
     pub(crate) fn check_stopped(&self) -> Result<(), BuildError> {
-        if self.stopped.load(Ordering::Relaxed) { Err(BuildError::Stopped) } else { Ok(()) }
+        Ok(self.stop.check()?)
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a build tells while it works. The library prints nothing; the command line renders these.
 //!
-//! Events come from several threads, but those of one stage come in order: `StepStarted`, then any of `StepMissed`
-//! and `StepOutput`, then exactly one of `StepCached`, `StepDone` and `StepFailed`.
+//! Events come from several threads, but those of one stage come in order: `StepStarted`, then any of `StepMissed`,
+//! `StepProgress` and `StepOutput`, then exactly one of `StepCached`, `StepDone`, `StepFailed` and
+//! `StepStopped`.
 
 use std::time::Duration;
 
@@ -81,6 +82,14 @@ pub enum Event {
         /// The line; bytes that are not UTF-8 are replaced.
         line: String,
     },
+    /// What the step's process wrote and then went back over with a carriage return, as progress bars do. The line that
+    /// stands in the end follows as `StepOutput`.
+    StepProgress {
+        /// Which.
+        id: StepId,
+        /// The line as it is now.
+        line: String,
+    },
     /// The step's result was in the cache.
     StepCached {
         /// Which.
@@ -101,6 +110,11 @@ pub enum Event {
     },
     /// The step failed; the error follows as the build's result.
     StepFailed {
+        /// Which.
+        id: StepId,
+    },
+    /// The step was ended before its end, because another stage failed or the build was interrupted.
+    StepStopped {
         /// Which.
         id: StepId,
     },

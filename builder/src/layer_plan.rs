@@ -9,7 +9,10 @@ use std::io;
 
 use rimg_formats::layer::{Entry, EntryKind, LayerPath};
 
+use crate::context::{DiskFile, OpenParent, processors};
+use crate::parallel;
 use crate::source_tree::{Content, SourceNode, SourceTree};
+use crate::stat_cache::now_ns;
 
 /// One entry to be written.
 #[derive(Clone, Debug)]
@@ -18,13 +21,17 @@ pub(crate) struct PlannedEntry {
     pub(crate) entry: Entry,
     /// Where the bytes of a regular file come from.
     pub(crate) content: Content,
+    /// Where extended attributes are still to be read: [`read_xattrs`].
+    pub(crate) unread: Option<DiskFile>,
     identity: Option<(u64, u64)>,
 }
 
 /// The entries of a layer to be, in layer order.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct LayerPlan {
     entries: BTreeMap<LayerPath, PlannedEntry>,
+    /// [`now_ns`] from before anything was looked at.
+    pub(crate) began_ns: i128,
 }
 
 /// Why an entry does not fit where it is to go.
@@ -56,9 +63,14 @@ impl NewDirectory {
 }
 
 impl LayerPlan {
+    /// An empty plan; what is planned must be looked at later than this.
+    pub(crate) fn new() -> LayerPlan {
+        LayerPlan { entries: BTreeMap::new(), began_ns: now_ns() }
+    }
+
     /// Everything in a tree, as one layer on nothing.
     pub(crate) fn of_tree(tree: &dyn SourceTree) -> io::Result<LayerPlan> {
-        let mut plan = LayerPlan::default();
+        let mut plan = LayerPlan::new();
         let root = tree.lookup(&LayerPath::root())?;
         // Every container runtime makes the root 0755, root's; only another one has to be said.
         let is_usual =
@@ -80,14 +92,17 @@ impl LayerPlan {
     ) -> io::Result<()> {
         // No recursion here and in the walks of COPY: directories of strangers may be nested as deep as a path goes.
         let mut waiting = vec![(from.clone(), to.clone())];
-        while let Some((from, to)) = waiting.pop() {
-            for (name, node) in tree.children(&from)? {
-                let source = from.join(&name).map_err(io::Error::other)?;
-                let path = to.join(&name).map_err(io::Error::other)?;
-                let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
-                self.put_anew(path.clone(), node, owner)?;
-                if is_directory {
-                    waiting.push((source, path));
+        while !waiting.is_empty() {
+            let directories = std::mem::take(&mut waiting);
+            for ((from, to), children) in children_of_all(tree, directories, |(from, _)| from) {
+                for (name, node) in children? {
+                    let source = from.join(&name).map_err(io::Error::other)?;
+                    let path = to.join(&name).map_err(io::Error::other)?;
+                    let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
+                    self.put_anew(path.clone(), node, owner)?;
+                    if is_directory {
+                        waiting.push((source, path));
+                    }
                 }
             }
         }
@@ -115,7 +130,8 @@ impl LayerPlan {
         (entry.uid, entry.gid) = owner;
         entry.mtime = node.mtime;
         entry.xattrs = node.xattrs;
-        self.entries.insert(path, PlannedEntry { entry, content: node.content, identity: node.identity });
+        let (content, unread, identity) = (node.content, node.unread, node.identity);
+        self.entries.insert(path, PlannedEntry { entry, content, unread, identity });
         Ok(())
     }
 
@@ -189,7 +205,8 @@ impl LayerPlan {
             entry.xattrs = found.xattrs;
             entry.mtime = found.mtime;
         }
-        self.entries.insert(path, PlannedEntry { entry, content: Content::None, identity: None });
+        let planned = PlannedEntry { entry, content: Content::None, unread: None, identity: None };
+        self.entries.insert(path, planned);
         Ok(())
     }
 
@@ -215,6 +232,48 @@ impl LayerPlan {
         entries
     }
 }
+
+/// Directories on one level whose children are looked at together: enough for all threads, few enough for memory.
+const DIRECTORIES_AT_ONCE: usize = 1024;
+
+/// A directory on the way through a tree, and what is in it.
+type Entered<D> = (D, io::Result<Vec<(Vec<u8>, SourceNode)>>);
+
+/// The children of several directories, looked at on all threads; `path` tells where one is in the tree.
+pub(crate) fn children_of_all<D: Send + Sync>(
+    tree: &dyn SourceTree,
+    directories: Vec<D>,
+    path: impl Fn(&D) -> &LayerPath + Sync,
+) -> impl Iterator<Item = Entered<D>> {
+    let mut waiting = directories.into_iter();
+    let next = move || {
+        let some: Vec<D> = waiting.by_ref().take(DIRECTORIES_AT_ONCE).collect();
+        let children = parallel::each(&some, processors(), |directory| tree.children(path(directory)));
+        (!some.is_empty()).then(|| some.into_iter().zip(children))
+    };
+    std::iter::from_fn(next).flatten()
+}
+
+/// Reads the extended attributes that planned entries have on disk, as far as that has not been done.
+pub(crate) fn read_xattrs(entries: &mut [PlannedEntry]) -> io::Result<()> {
+    let share = entries.len().div_ceil(processors()).max(ENTRIES_PER_THREAD_MIN);
+    let read = |part: &mut [PlannedEntry]| -> io::Result<()> {
+        let mut parent = OpenParent::default();
+        for planned in part {
+            if let Some(file) = planned.unread.take() {
+                planned.entry.xattrs.extend(file.xattrs(&mut parent)?);
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = entries.chunks_mut(share).map(|part| scope.spawn(move || read(part))).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("reading attributes does not panic"))
+    })
+}
+
+/// Below this many entries a thread costs more than it gains.
+const ENTRIES_PER_THREAD_MIN: usize = 256;
 
 /// The tree below a base: empty.
 pub(crate) struct Nothing;

@@ -22,8 +22,10 @@ use rimg_formats::store::{Ingest, Store, StoreError};
 
 use crate::cache::{Cache, CacheKey, FieldHasher, LayerRecord, Lookup, Miss, Slot, StepInputs, StepRecord};
 use crate::context::{DiskFile, processors};
-use crate::layer_plan::{LayerPlan, PlannedEntry};
+use crate::engine::{Stop, Stopped};
+use crate::layer_plan::{LayerPlan, PlannedEntry, read_xattrs};
 use crate::layer_tree::prepare_sources;
+use crate::memo::Memo;
 use crate::source_tree::Content;
 use crate::stat_cache::{StatCache, hash, now_ns, stamp_of};
 
@@ -36,9 +38,22 @@ pub(crate) enum LayerStepError {
     /// A content could not be read.
     #[error(transparent)]
     Read(#[from] io::Error),
+    /// A file was written to while it was read.
+    #[error("{place} changed while it was read: it had {expected} bytes, then {found}")]
+    Changed {
+        /// Where it is.
+        place: String,
+        /// Its size in bytes when it was looked at.
+        expected: u64,
+        /// `exactly N` or `more than N`.
+        found: String,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The step was not to go on.
+    #[error("the step was stopped")]
+    Stopped(Stopped),
 }
 
 /// Makes the layers of one build.
@@ -47,8 +62,12 @@ pub(crate) struct LayerMaker {
     pub(crate) store: Store,
     pub(crate) cache: Cache,
     pub(crate) stat_cache: StatCache,
+    pub(crate) stop: Stop,
     pub(crate) options: LayerOptions,
 }
+
+/// Of each entry the digest of its content, if it has one.
+type ContentDigests = Vec<Option<Digest>>;
 
 /// What became of a step.
 #[derive(Clone, Debug)]
@@ -85,33 +104,41 @@ impl LayerMaker {
         slot: Slot,
         on_miss: &dyn Fn(Miss),
     ) -> Result<StepOutcome, LayerStepError> {
-        let entries = plan.into_entries();
+        let began_ns = plan.began_ns;
+        let mut entries = plan.into_entries();
         if entries.is_empty() {
             // Nothing is to be done, and nothing was: no different from having found it.
-            let key = self.file_inputs(std::iter::empty()).key();
+            let nothing = entries_digest(std::iter::empty(), self.keeps_times());
+            let key = self.files_inputs(nothing).key();
             return Ok(StepOutcome { key, cached: true, layer: None, entries: None });
         }
+        let memo = Memo::of(&entries, self.keeps_times(), began_ns);
         if self.cache.knows(slot)? {
-            let digests = self.digests(&entries)?;
-            let inputs =
-                self.file_inputs(entries.iter().map(|planned| &planned.entry).zip(digests.iter().copied()));
+            let (files, digests) = self.files_digest(&mut entries, memo)?;
+            let inputs = self.files_inputs(files);
             match self.cache.look_up(slot, &inputs)? {
                 Lookup::Hit(layer) => {
                     let layer = layer.map(|layer| *layer);
                     return Ok(StepOutcome { key: inputs.key(), cached: true, layer, entries: None });
                 }
-                Lookup::Miss(miss, earlier) => on_miss(self.explain(miss, earlier, &entries, &digests)),
+                Lookup::Miss(miss, earlier) => on_miss(self.explain(miss, earlier, &mut entries, digests)?),
             }
         } else {
             on_miss(self.unknown());
         }
-        let finished = self.write(&entries)?;
+        let finished = self.write(&mut entries);
+        self.stop.check().map_err(LayerStepError::Stopped)?;
+        let finished = finished?;
         let count = finished.index.entries.len();
         let written = finished.index.entries.iter().map(|entry| (&entry.entry, entry.content));
-        let inputs = self.file_inputs(written);
+        let files = entries_digest(written, self.keeps_times());
+        let inputs = self.files_inputs(files);
         let layer = Some(self.commit(finished)?);
         let key = inputs.key();
         self.cache.remember(slot, &StepRecord { inputs, layer: layer.clone() })?;
+        if let Some(memo) = memo {
+            memo.remember(&self.store, &files)?;
+        }
         Ok(StepOutcome { key, cached: false, layer, entries: Some(count) })
     }
 
@@ -121,11 +148,36 @@ impl LayerMaker {
     }
 
     /// The inputs of a layer that is its entries: see the table in [`crate::cache`].
-    fn file_inputs<'a>(&self, entries: impl Iterator<Item = (&'a Entry, Option<Digest>)>) -> StepInputs {
+    fn files_inputs(&self, files: Digest) -> StepInputs {
         let mut inputs = self.inputs("files");
-        let keep_times = self.options.mtime == MtimePolicy::Preserve;
-        inputs.add_digest("files", entries_digest(entries, keep_times));
+        inputs.add_digest("files", files);
         inputs
+    }
+
+    fn keeps_times(&self) -> bool {
+        self.options.mtime == MtimePolicy::Preserve
+    }
+
+    /// The digest of entries with their contents: remembered, else made of what is read; then those of the contents
+    /// come with it.
+    fn files_digest(
+        &self,
+        entries: &mut [PlannedEntry],
+        memo: Option<Memo>,
+    ) -> Result<(Digest, Option<ContentDigests>), LayerStepError> {
+        if let Some(memo) = memo
+            && let Some(files) = memo.recall(&self.store)?
+        {
+            return Ok((files, None));
+        }
+        let digests = self.digests(entries)?;
+        let contents = digests.iter().copied();
+        let files =
+            entries_digest(entries.iter().map(|planned| &planned.entry).zip(contents), self.keeps_times());
+        if let Some(memo) = memo {
+            memo.remember(&self.store, &files)?;
+        }
+        Ok((files, Some(digests)))
     }
 
     /// Ingests a finished layer with its index.
@@ -140,11 +192,13 @@ impl LayerMaker {
     }
 
     /// Writes the entries as a layer into the store, without committing it.
-    fn write(&self, entries: &[PlannedEntry]) -> Result<FinishedLayer<Ingest>, LayerStepError> {
+    fn write(&self, entries: &mut [PlannedEntry]) -> Result<FinishedLayer<Ingest>, LayerStepError> {
+        read_xattrs(entries)?;
         prepare_sources(entries.iter().map(|planned| &planned.content))?;
         let mut writer = LayerWriter::new(self.store.ingest_local()?, self.options)?;
         let mut looks = Vec::new();
         for (at, planned) in entries.iter().enumerate() {
+            self.stop.check().map_err(LayerStepError::Stopped)?;
             let content = |source| WriteError::Content { path: planned.entry.path.clone(), source };
             match &planned.content {
                 Content::None => writer.append_empty(&planned.entry)?,
@@ -152,10 +206,11 @@ impl LayerMaker {
                 Content::Layer(file) => writer.append(&planned.entry, file.open().map_err(content)?)?,
                 Content::Disk(disk) => {
                     let began_ns = now_ns();
-                    let file = disk.open().map_err(content)?;
-                    let before = stamp(&file).map_err(content)?;
-                    writer.append_file(&planned.entry, &file)?;
-                    looks.push((at, before, stamp(&file).map_err(content)?, began_ns));
+                    let file = disk.open()?;
+                    let before = stamp(&file)?;
+                    let reader = self.stop.reader(&file);
+                    writer.append(&planned.entry, reader).map_err(|error| of_file(error, disk))?;
+                    looks.push((at, before, stamp(&file)?, began_ns));
                 }
             }
         }
@@ -168,8 +223,10 @@ impl LayerMaker {
         Ok(finished)
     }
 
-    /// The content digest of each entry, by as little reading as is safe, on all threads.
-    fn digests(&self, entries: &[PlannedEntry]) -> Result<Vec<Option<Digest>>, LayerStepError> {
+    /// The content digest of each entry, whose attributes are read as well, by as little reading as is safe, on all threads.
+    fn digests(&self, entries: &mut [PlannedEntry]) -> Result<ContentDigests, LayerStepError> {
+        read_xattrs(entries)?;
+        let entries = &*entries;
         let stamps: Vec<FileStamp> = entries
             .iter()
             .filter_map(|planned| match &planned.content {
@@ -187,7 +244,7 @@ impl LayerMaker {
         let next = AtomicUsize::new(0);
         let work = || -> io::Result<Vec<(usize, Digest)>> {
             let mut done = Vec::new();
-            while let Some((at, planned)) = claim(&next, entries) {
+            while let Some((at, planned)) = claim(&next, entries).filter(|_| self.stop.check().is_ok()) {
                 if let Some(digest) = self.digest(&planned.content)? {
                     done.push((at, digest));
                 }
@@ -204,6 +261,7 @@ impl LayerMaker {
                 .chain([own])
                 .collect()
         });
+        self.stop.check().map_err(LayerStepError::Stopped)?;
         for part in parts {
             for (at, digest) in part? {
                 digests[at] = Some(digest);
@@ -212,24 +270,27 @@ impl LayerMaker {
         Ok(digests)
     }
 
-    /// The digest of entries with their contents, as a bind mount's key wants it: without times.
-    pub(crate) fn content_digest(&self, entries: &[PlannedEntry]) -> Result<Digest, LayerStepError> {
-        let digests = self.digests(entries)?;
-        let entries = entries.iter().map(|planned| &planned.entry);
-        Ok(entries_digest(entries.zip(digests), self.options.mtime == MtimePolicy::Preserve))
+    /// The digest of entries with their contents, as a bind mount's key wants it.
+    pub(crate) fn content_digest(
+        &self,
+        entries: &mut [PlannedEntry],
+        began_ns: i128,
+    ) -> Result<Digest, LayerStepError> {
+        let memo = Memo::of(entries, self.keeps_times(), began_ns);
+        Ok(self.files_digest(entries, memo)?.0)
     }
 
     /// The digest of one file on disk.
     pub(crate) fn file_digest(&self, file: &DiskFile) -> io::Result<Digest> {
         let known = self.store.stat_cache_get(&[file.stamp]).map_err(io::Error::other)?;
         self.stat_cache.add_known(known.into_iter().flatten().map(|digest| (file.stamp, digest)));
-        self.stat_cache.digest(file)
+        self.stat_cache.digest(file, &self.stop)
     }
 
     fn digest(&self, content: &Content) -> io::Result<Option<Digest>> {
         match content {
             Content::None => Ok(None),
-            Content::Disk(file) => self.stat_cache.digest(file).map(Some),
+            Content::Disk(file) => self.stat_cache.digest(file, &self.stop).map(Some),
             Content::Bytes(_) | Content::Layer(_) => match (content.known_digest(), content) {
                 (None, Content::Layer(file)) => hash(file.open()?).map(Some),
                 (known, _) => Ok(known),
@@ -242,22 +303,35 @@ impl LayerMaker {
         &self,
         miss: Miss,
         earlier: Option<Box<StepRecord>>,
-        entries: &[PlannedEntry],
-        digests: &[Option<Digest>],
-    ) -> Miss {
+        entries: &mut [PlannedEntry],
+        digests: Option<ContentDigests>,
+    ) -> Result<Miss, LayerStepError> {
         let in_files = miss == Miss::Changed("files".to_owned());
         let layer = earlier.and_then(|record| record.layer).filter(|_| in_files);
-        let Some(layer) = layer else { return miss };
+        let Some(layer) = layer else { return Ok(miss) };
         // An index that cannot be read only makes the explanation poorer.
-        let Ok(index) = self.store.layer_index(&layer.descriptor.digest) else { return miss };
-        let now = entries.iter().map(|planned| &planned.entry).zip(digests.iter().copied());
-        first_file_difference(now, &index, self.options.mtime == MtimePolicy::Preserve)
-            .map_or(miss, Miss::Changed)
+        let Ok(index) = self.store.layer_index(&layer.descriptor.digest) else { return Ok(miss) };
+        let digests = match digests {
+            Some(digests) => digests,
+            None => self.digests(entries)?,
+        };
+        let now = entries.iter().map(|planned| &planned.entry).zip(digests);
+        Ok(first_file_difference(now, &index, self.keeps_times()).map_or(miss, Miss::Changed))
     }
 
     /// Stores what was learnt about files on disk.
     pub(crate) fn save_stat_cache(&self) -> Result<(), StoreError> {
         self.store.stat_cache_put(&self.stat_cache.take_learnt())
+    }
+}
+
+/// An error of writing an entry, told of the file that it comes from.
+fn of_file(error: WriteError, file: &DiskFile) -> LayerStepError {
+    match error {
+        WriteError::Size { expected, found, .. } => {
+            LayerStepError::Changed { place: file.place(), expected, found }
+        }
+        other => other.into(),
     }
 }
 
@@ -277,22 +351,31 @@ pub(crate) fn entries_digest<'a>(
 ) -> Digest {
     let mut fields = FieldHasher::new();
     for (entry, content) in entries {
-        fields.field(entry.path.as_bytes());
-        kind_fields(&entry.kind, &mut fields);
-        for number in [u64::from(entry.mode), entry.uid, entry.gid, entry.xattrs.len() as u64] {
-            fields.number(number);
-        }
-        for (name, value) in &entry.xattrs {
-            fields.field(name);
-            fields.field(value);
-        }
+        entry_fields(entry, &mut fields);
         fields.field(content.as_ref().map_or(b"", Digest::as_bytes));
         if keep_times {
-            fields.number(entry.mtime.secs.cast_unsigned());
-            fields.number(u64::from(entry.mtime.nanos));
+            time_fields(entry, &mut fields);
         }
     }
     fields.finish()
+}
+
+/// What an entry says of itself, but for its time.
+pub(crate) fn entry_fields(entry: &Entry, fields: &mut FieldHasher) {
+    fields.field(entry.path.as_bytes());
+    kind_fields(&entry.kind, fields);
+    for number in [u64::from(entry.mode), entry.uid, entry.gid, entry.xattrs.len() as u64] {
+        fields.number(number);
+    }
+    for (name, value) in &entry.xattrs {
+        fields.field(name);
+        fields.field(value);
+    }
+}
+
+pub(crate) fn time_fields(entry: &Entry, fields: &mut FieldHasher) {
+    fields.number(entry.mtime.secs.cast_unsigned());
+    fields.number(u64::from(entry.mtime.nanos));
 }
 
 fn kind_fields(kind: &EntryKind, fields: &mut FieldHasher) {

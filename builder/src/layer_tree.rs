@@ -96,6 +96,7 @@ impl LayerTree {
             owner: Some((node.uid(), node.gid())),
             mtime: node.mtime(),
             xattrs: node.entry.map(|entry| entry.entry.xattrs.clone()).unwrap_or_default(),
+            unread: None,
             content: Content::None,
             identity: None,
         };

@@ -14,7 +14,7 @@ use crate::layer_plan::PlannedEntry;
 use crate::layer_tree::prepare_sources;
 use crate::source_tree::Content;
 
-/// Makes the entries, which come in layer order, in `directory`. Owners are kept as far as the caller may give files
+/// Makes the entries, which come in layer order and with their attributes read, in `directory`. Owners are kept as far as the caller may give files
 /// away; devices are left out by those who may not make them.
 pub(crate) fn materialise(entries: &[PlannedEntry], directory: &Path, times: MtimePolicy) -> io::Result<()> {
     prepare_sources(entries.iter().map(|planned| &planned.content))?;

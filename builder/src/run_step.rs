@@ -25,10 +25,12 @@ use rimg_runner::{ExitStatus, Sandbox, SandboxSpec};
 use self::mounts::MountPlan;
 use self::workspace::RunWorkspace;
 use crate::cache::{Lookup, Slot, StepInputs, StepRecord};
+use crate::context::processors;
 use crate::diagnostic::Diagnostic;
 use crate::engine::{Build, BuildError, RunFailure, StageRun, step_error, unsupported_in_run};
 use crate::events::{Event, StepId};
 use crate::layer_step::{LayerStepError, StepOutcome};
+use crate::parallel;
 use crate::plan::{ExpandedRun, RunCommand, Step};
 use crate::source::Span;
 use crate::source_tree::SourceTree;
@@ -164,7 +166,11 @@ fn execute(
     run_process(build, spec, &process, id, span)?;
     drop(mounts);
     let changes = Changes::read(&workspace.upper(), &lowers, &[]).map_err(failed)?;
-    commit(build, &snapshots, &workspace, &changes).map_err(|error| step_error(error, span))
+    let committed = commit(build, &snapshots, &workspace, &changes);
+    if committed.is_err() {
+        build.check_stopped()?;
+    }
+    committed.map_err(|error| step_error(error, span))
 }
 
 /// Whose files snapshots are: a user namespace with a single id knows no other owners.
@@ -188,15 +194,11 @@ fn lower_directories(
         Ok(std::io::BufReader::with_capacity(1 << 20, blob.ok_or_else(missing)?.into_file()))
     };
     let prepare = |layer: &crate::cache::LayerRecord| {
+        stage.build.check_stopped()?;
         let prepared = snapshots.prepare(&layer.diff_id, Limits::default(), || open(layer));
         prepared.map(|(path, _)| path).map_err(|error| BuildError::at(span, error.to_string()))
     };
-    let prepared: Vec<Result<PathBuf, BuildError>> = std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            stage.image.layers.iter().map(|layer| scope.spawn(move || prepare(layer))).collect();
-        workers.into_iter().map(|worker| worker.join().expect("unpacking does not panic")).collect()
-    });
-    prepared.into_iter().collect()
+    parallel::each(&stage.image.layers, processors(), prepare).into_iter().collect()
 }
 
 fn sandbox(stage: &StageRun<'_>, instruction: &ExpandedRun, rootfs: RootFs) -> SandboxSpec {
@@ -243,8 +245,12 @@ fn run_process(
             last_lines: Vec::new(),
         }))
     };
-    let mut running =
-        Sandbox::new(spec).and_then(|sandbox| sandbox.spawn(Stdio::output_piped())).map_err(failed)?;
+    let spawned = Sandbox::new(spec).and_then(|sandbox| sandbox.spawn(Stdio::output_piped()));
+    if spawned.is_err() {
+        // A Ctrl-C reaches the whole foreground of a terminal, and so a sandbox that has not left it yet.
+        build.check_stopped()?;
+    }
+    let mut running = spawned.map_err(failed)?;
     let last_lines = output::follow(build, id, &mut running);
     let status = running.wait().map_err(failed)?;
     build.check_stopped()?;
@@ -291,7 +297,7 @@ fn commit(
     for entry in &changes.entries {
         let entry = with_image_xattrs(entry);
         match entry.kind {
-            EntryKind::Regular { .. } => writer.append_file(&entry, &changes.open(&entry)?)?,
+            EntryKind::Regular { .. } => writer.append(&entry, maker.stop.reader(changes.open(&entry)?))?,
             _ => writer.append_empty(&entry)?,
         }
     }

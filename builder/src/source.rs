@@ -57,7 +57,7 @@ pub struct LineColumn {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The file is not UTF-8; the offset is that of the first bad byte.
-    #[error("`{name}` is not UTF-8 text: bad byte at offset {offset} (line {line})")]
+    #[error("`{name}` is not UTF-8 text: bad byte at offset {offset} (line {line}); save it as UTF-8")]
     NotUtf8 {
         /// Name of the file as shown to the user.
         name: String,
@@ -65,6 +65,12 @@ pub enum SourceError {
         offset: usize,
         /// Line of that byte, from 1.
         line: usize,
+    },
+    /// The file is text, but as Windows' editors write "Unicode".
+    #[error("`{name}` is UTF-16 text; save it as UTF-8")]
+    Utf16 {
+        /// Name of the file as shown to the user.
+        name: String,
     },
     /// The file is larger than [`SOURCE_BYTES_MAX`].
     #[error("`{name}` has {size} bytes, more than the {SOURCE_BYTES_MAX} allowed for a Buildfile")]
@@ -101,6 +107,10 @@ impl SourceFile {
         let name = name.into();
         if bytes.len() > SOURCE_BYTES_MAX {
             return Err(SourceError::TooLarge { name, size: bytes.len() });
+        }
+        // Its byte order marks (RFC 2781, section 3.2) are no UTF-8.
+        if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+            return Err(SourceError::Utf16 { name });
         }
         match String::from_utf8(bytes) {
             Ok(text) => Ok(SourceFile::new(name, text)),
@@ -182,7 +192,12 @@ mod tests {
     #[test]
     fn bad_bytes_are_named() {
         let error = SourceFile::from_bytes("B", b"FROM a\nRUN \xff".to_vec()).unwrap_err();
-        assert_eq!(error.to_string(), "`B` is not UTF-8 text: bad byte at offset 11 (line 2)");
+        assert_eq!(
+            error.to_string(),
+            "`B` is not UTF-8 text: bad byte at offset 11 (line 2); save it as UTF-8"
+        );
+        let error = SourceFile::from_bytes("B", b"\xff\xfeF\0R\0".to_vec()).unwrap_err();
+        assert_eq!(error.to_string(), "`B` is UTF-16 text; save it as UTF-8");
         let error = SourceFile::from_bytes("B", vec![b' '; SOURCE_BYTES_MAX + 1]).unwrap_err();
         assert!(matches!(error, SourceError::TooLarge { .. }));
     }

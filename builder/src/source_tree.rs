@@ -42,8 +42,11 @@ pub(crate) struct SourceNode {
     pub(crate) owner: Option<(u64, u64)>,
     /// Modification time.
     pub(crate) mtime: Mtime,
-    /// Extended attributes that images keep.
+    /// Extended attributes that images keep, as far as they are read.
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Where further attributes are to be read, if they are needed: reading them costs more than all else that is told
+    /// here, and a file that has not changed has the same.
+    pub(crate) unread: Option<DiskFile>,
     /// Where a regular file's bytes are.
     pub(crate) content: Content,
     /// Equal for two names of one file, where the tree says so.

@@ -14,6 +14,7 @@ use rimg_formats::store::cache::FileStamp;
 use rustix::fs::Stat;
 
 use crate::context::DiskFile;
+use crate::engine::Stop;
 
 /// How long a file must have been left alone before its digest is remembered. Change times advance with the kernel's
 /// tick, 10 ms at the slowest; file systems that keep whole seconds or two (FAT) never pass with a fraction of 0, see
@@ -41,7 +42,7 @@ pub(crate) fn stamp_of(stat: &Stat) -> FileStamp {
 }
 
 /// Whether the file had been left alone long enough at `now_ns` that a later change must show in the stamp.
-fn is_settled(stamp: &FileStamp, now_ns: i128) -> bool {
+pub(crate) fn is_settled(stamp: &FileStamp, now_ns: i128) -> bool {
     let coarse = stamp.ctime_ns % 1_000_000_000 == 0;
     let margin = if coarse { RACY_COARSE_NANOSECONDS } else { RACY_NANOSECONDS };
     i128::from(stamp.ctime_ns) + margin < now_ns
@@ -83,14 +84,14 @@ impl StatCache {
     }
 
     /// The digest of a file's content: from memory, else by reading it.
-    pub(crate) fn digest(&self, file: &DiskFile) -> io::Result<Digest> {
+    pub(crate) fn digest(&self, file: &DiskFile, stop: &Stop) -> io::Result<Digest> {
         if let Some(digest) = self.get(&file.stamp) {
             return Ok(digest);
         }
         let began_ns = now_ns();
         let opened = file.open()?;
         let before = stamp_of(&rustix::fs::fstat(&opened)?);
-        let digest = hash(&opened)?;
+        let digest = hash(stop.reader(&opened))?;
         let after = stamp_of(&rustix::fs::fstat(&opened)?);
         self.learn(&before, &after, began_ns, digest);
         Ok(digest)

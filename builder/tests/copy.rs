@@ -295,3 +295,95 @@ fn deep_directories_are_copied() {
     let (layer, _) = &built.result.layers[0];
     assert_eq!(workspace.store.layer_index(&layer.digest).unwrap().entries.len(), 1000);
 }
+
+/// `--link` makes the layer on nothing: links, directories and their attributes below do not matter, and the layer is
+/// the same, and found again, on every base.
+#[test]
+fn linked_copies_do_not_look_below() {
+    let workspace = workspace();
+    let layer = |built: &kit::Outcome| built.result.layers.last().unwrap().0.digest;
+    let build = |base: &str, line: &str| workspace.build(&format!("FROM scratch\n{base}\n{line}\n"));
+    let bases = [
+        "COPY two /other",
+        "COPY base/ /",
+        "COPY two /lib",
+        "COPY --chmod=700 --chown=5:6 tree /lib/deep/",
+        "WORKDIR /lib",
+    ];
+    let lines = [
+        (
+            "COPY --link tree/a /lib/deep/x",
+            vec!["d755 0:0 lib", "d755 0:0 lib/deep", "f644 0:0 lib/deep/x = a"],
+        ),
+        ("COPY --link tree/sub/ /lib/", vec!["d755 0:0 lib", "f644 0:0 lib/b = b"]),
+        // Without a `/` at its end the destination is a file, whatever is there below.
+        ("COPY --link one /lib", vec!["f644 0:0 lib = 1"]),
+        ("ADD --link --chown=7 --chmod=640 one two /lib/", vec!["d755 7:7 lib", "f640 7:7 lib/one = 1"]),
+    ];
+    for (line, shown) in lines {
+        let alone = workspace.build(&format!("FROM scratch\n{line}\n"));
+        for base in bases {
+            let built = build(base, line);
+            assert_eq!(layer(&built), layer(&alone), "{line} on {base}");
+            let steps = built.steps();
+            assert_eq!(steps.last().map(String::as_str), Some("0.2 cached"), "{line} on {base}");
+            let listing = built.listing();
+            assert!(shown.iter().all(|line| listing.contains(&(*line).to_owned())), "{base}: {listing:?}");
+        }
+    }
+    // Switched off it is a COPY like any other: the link is followed.
+    let followed = build("COPY base/ /", "COPY --link=false one /lib/");
+    assert!(followed.listing().contains(&"f644 0:0 usr/lib/one = 1".to_owned()));
+}
+
+/// A file that has more than it says, as one that grows while it is read; those of procfs always do.
+#[test]
+fn files_that_change_while_they_are_read_are_named() {
+    let workspace = workspace();
+    let mut options = workspace.options("FROM scratch\nCOPY version /a/b\n");
+    options.context = Some("/proc".into());
+    let error = workspace.build_with(options).err().unwrap();
+    let diagnostic = &error.diagnostics()[0];
+    assert_eq!(
+        diagnostic.message,
+        "`/proc/version` changed while it was read: it had 0 bytes, then more than 0"
+    );
+    assert_eq!(diagnostic.span.map(|span| span.start), Some(13));
+}
+
+#[test]
+fn names_are_bytes() {
+    use std::os::unix::ffi::OsStrExt;
+    let workspace = workspace();
+    let names: [&[u8]; 4] = [b"\xff\xfe", &[b'n'; 255], "\u{e9}".as_bytes(), b"\x1b[31m\n"];
+    std::fs::create_dir(workspace.context().join("odd")).unwrap();
+    for name in names {
+        std::fs::write(workspace.context().join("odd").join(std::ffi::OsStr::from_bytes(name)), "x").unwrap();
+    }
+    let built = workspace.build("FROM scratch\nCOPY odd /\n");
+    for name in names {
+        let path = rimg_formats::layer::LayerPath::parse(name).unwrap();
+        assert!(built.tree().lookup(&path).is_some(), "{path}");
+    }
+}
+
+#[test]
+fn paths_that_no_image_can_hold_are_named_by_their_ends() {
+    let workspace = workspace();
+    let directory =
+        rustix::fs::open(workspace.context(), rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty());
+    let mut directory = directory.unwrap();
+    let name = "d".repeat(200);
+    for _ in 0..22 {
+        rustix::fs::mkdirat(&directory, &name, rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::DIRECTORY;
+        directory = rustix::fs::openat(&directory, &name, flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    let error = workspace.fails("FROM scratch\nCOPY . /\n");
+    let first = error.lines().next().unwrap();
+    assert!(
+        first.starts_with("error: failed to read `") && first.ends_with("the path is longer than 4096 bytes"),
+        "{first}"
+    );
+    assert!(first.len() < 500, "{first}");
+}

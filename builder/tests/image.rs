@@ -4,7 +4,10 @@
 
 mod kit;
 
+use std::os::unix::fs::PermissionsExt;
+
 use kit::Workspace;
+use rimg_builder::events::Event;
 
 fn history(outcome: &kit::Outcome) -> Vec<String> {
     let line = |line: &rimg_formats::config::History| {
@@ -247,4 +250,63 @@ fn unknown_images_are_told_at_their_line() {
     let other = "error: failed to get the image `elsewhere`: image `elsewhere` is not known\n --> Buildfile:3:13\n  |\n\
                  3 | COPY --from=elsewhere /x /\n  |             ^^^^^^^^^ neither in the store nor in a registry\n";
     assert_eq!(text, format!("{expected}{}\n{other}{}", help("nowhere:1"), help("elsewhere")));
+}
+
+#[test]
+fn named_contexts_stand_for_stages_and_images() {
+    let workspace = Workspace::new();
+    let outside = |place: &str| {
+        let folder = workspace.root().join(place);
+        std::fs::create_dir_all(folder.join("etc")).unwrap();
+        for (name, content) in [("etc/own", "own"), ("hidden", "no"), (".dockerignore", "hidden\n")] {
+            std::fs::write(folder.join(name), content).unwrap();
+            std::fs::set_permissions(folder.join(name), std::fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        std::fs::set_permissions(folder.join("etc"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        folder.display().to_string()
+    };
+    let buildfile =
+        "FROM scratch AS files\nCOPY Buildfile /never\nFROM base:latest\nCOPY --from=files / /srv/\n";
+    let built = |place: &str| {
+        let mut options = workspace.options(buildfile);
+        options.named_contexts.insert("base".into(), outside(place));
+        options.named_contexts.insert("files".into(), outside(place));
+        workspace.build_with(options).unwrap()
+    };
+    let first = built("one");
+    let names: Vec<String> =
+        first.listing().iter().map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect();
+    assert_eq!(
+        names,
+        [".dockerignore", "etc", "etc/own", "hidden", "srv", "srv/.dockerignore", "srv/etc", "srv/etc/own"]
+    );
+    // Where a context lies is no matter of the image.
+    assert_eq!(history(&first)[0], "+ FROM base:latest");
+    assert_eq!(built("another/place").digest(), first.digest());
+}
+
+#[test]
+fn hundreds_of_stages_are_built_a_few_at_a_time() {
+    let workspace = Workspace::new();
+    workspace.file("a", "a");
+    let mut text: String =
+        (0..200).map(|number| format!("FROM scratch AS s{number}\nCOPY a /{number}\n")).collect();
+    text.push_str("FROM scratch\n");
+    (0..200).for_each(|number| text.push_str(&format!("COPY --from=s{number} / /\n")));
+    let built = workspace.build(&text);
+    assert_eq!(built.listing().len(), 200);
+    // What the events say: no more stages began and did not end than may be at work at once.
+    let (mut running, mut most) = (std::collections::BTreeSet::new(), 0);
+    for event in &built.events {
+        match event {
+            Event::StepStarted { id } => drop(running.insert(id.stage)),
+            Event::StepDone { id, .. } | Event::StepCached { id, .. } if id.step == 1 => {
+                running.remove(&id.stage);
+            }
+            _ => {}
+        }
+        most = most.max(running.len());
+    }
+    let processors = std::thread::available_parallelism().unwrap().get();
+    assert!(most <= (4 * processors).max(8), "{most} stages at once");
 }

@@ -57,6 +57,7 @@ pub use idmap::UnmappedUser;
 pub use message::SetupFailure;
 pub use sandbox::{ExitStatus, Running, Sandbox, SandboxError};
 pub use spec::SandboxSpec;
+pub use sys::SignalPipe;
 
 /// Becomes a sandbox's init, and never returns, if this process was executed as one; else does nothing.
 ///

@@ -318,7 +318,7 @@ extern "C" fn deliver_signal(signal: libc::c_int) {
 }
 
 /// Signals diverted into a pipe, one byte each, until dropped; then the old dispositions return.
-pub(crate) struct SignalPipe {
+pub struct SignalPipe {
     old: Vec<(libc::c_int, libc::sigaction)>,
     _writer: OwnedFd,
 }
@@ -326,7 +326,7 @@ pub(crate) struct SignalPipe {
 impl SignalPipe {
     /// Diverts `signals` into `writer`, which should be non-blocking. At most one pipe exists in a process at a time:
     /// a second one is refused with `EBUSY`.
-    pub(crate) fn divert(signals: &[i32], writer: OwnedFd) -> io::Result<SignalPipe> {
+    pub fn divert(signals: &[i32], writer: OwnedFd) -> io::Result<SignalPipe> {
         let free = SIGNAL_PIPE.compare_exchange(-1, writer.as_raw_fd(), Ordering::SeqCst, Ordering::SeqCst);
         if free.is_err() {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));

@@ -129,9 +129,9 @@ impl<'a> Bars<'a> {
 
     pub(crate) fn show(&self, event: Event) {
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let task = blobs.len() as u64 + 1;
         match event {
             Event::BlobStarted { digest, size } => {
+                let task = self.display.number();
                 blobs.insert(digest, Blob { task, moved_bytes: 0 });
                 let title = format!("{} {}", digest.short_hex(), units::size(size));
                 self.display.apply(Change::Begin { task, title, total_bytes: Some(size) });
@@ -152,6 +152,7 @@ impl<'a> Bars<'a> {
                 }
             }
             Event::BlobSkipped { digest, size } => {
+                let task = self.display.number();
                 blobs.insert(digest, Blob { task, moved_bytes: size });
                 let title = format!("{} {}", digest.short_hex(), units::size(size));
                 self.display.apply(Change::Begin { task, title, total_bytes: Some(size) });

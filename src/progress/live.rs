@@ -1,130 +1,207 @@
 //! The live display: running tasks at the foot of the terminal, finished ones scrolling up as plain lines.
+//!
+//! A thread redraws the foot while anything runs; what is finished is written at once. Every drawing is one write:
+//! up to the first row of the old foot, erase, what scrolls, the new foot. The cursor rests on the row below and is
+//! never hidden, so whatever ends the program leaves the terminal in order.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::io::Write;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use anstyle::{AnsiColor, Style};
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use super::frame::{self, Row, Running, Screen};
+use super::{Change, Outcome, TaskId};
+use crate::printable::printable;
+use crate::terminal::{colour_on_stderr, harmless};
 
-use super::{Change, Outcome, Task, TaskId, elapsed, title};
-use crate::terminal::{colour_on_stderr, harmless, shortened};
-use crate::units;
+/// How often the foot is drawn again: enough to look alive, too little to cost.
+const TICK: Duration = Duration::from_millis(100);
 
-/// How often spinners move: enough to look alive, too little to cost.
-const TICK: Duration = Duration::from_millis(120);
-/// Columns of a running task's line that its title leaves to the spinner, the time and the last line it printed.
-const BESIDE_TITLE_COLUMNS: usize = 20;
-/// Columns of a blob's line that its title leaves to the bar, the bytes and the speed.
-const BESIDE_BAR_COLUMNS: usize = 60;
-/// Fewest columns of a title: below, nobody knows what runs.
-const TITLE_COLUMNS_MIN: usize = 12;
-/// Redraws a second at most, whatever the number of events.
-const REDRAWS_PER_SECOND: u8 = 12;
+/// What terminals begin with, where the size is unknown.
+const COLUMNS_USUAL: u16 = 80;
+/// The same in rows.
+const ROWS_USUAL: u16 = 24;
 
-const DIM: Style = Style::new().dimmed();
-const GREEN: Style = AnsiColor::Green.on_default();
-const BLUE: Style = AnsiColor::Blue.on_default();
-const RED: Style = AnsiColor::Red.on_default();
-
-/// The bars of running tasks.
+/// The live display.
 pub(super) struct Live {
-    screen: MultiProgress,
-    bars: Mutex<BTreeMap<TaskId, ProgressBar>>,
-    colour: bool,
-    running: ProgressStyle,
-    moving: ProgressStyle,
+    state: Arc<Mutex<State>>,
+    /// Ends the drawing thread when dropped. There is none before the first task: a process that is to enter a user
+    /// namespace must have one thread.
+    ticking: Mutex<Option<mpsc::Sender<()>>>,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: BTreeMap<TaskId, Task>,
+    /// Widths of the rows at the foot, as they were written.
+    foot: Vec<usize>,
+    turn: usize,
+    closed: bool,
+}
+
+struct Task {
+    begun: Instant,
+    shown: Running,
 }
 
 impl Live {
     pub(super) fn new() -> Live {
-        let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS_PER_SECOND));
-        let style =
-            |template: &str| ProgressStyle::with_template(template).expect("the template is a constant");
-        Live {
-            screen,
-            bars: Mutex::default(),
-            colour: colour_on_stderr(),
-            running: style(" {spinner:.cyan} {prefix} {elapsed:.dim}  {wide_msg:.dim}"),
-            moving: style(
-                " {spinner:.cyan} {prefix} {bar:20.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec:.dim}",
-            ),
+        Live { state: Arc::default(), ticking: Mutex::default() }
+    }
+
+    pub(super) fn apply(&self, change: &Change) {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return;
         }
-    }
-
-    /// Prints a line above the running tasks.
-    fn scroll(&self, line: &str) {
-        // A terminal that has gone away takes no more lines; the work goes on.
-        let _ = self.screen.println(line);
-    }
-
-    pub(super) fn apply(&self, change: &Change, tasks: &BTreeMap<TaskId, Task>) {
-        let mut bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match change {
-            Change::Begin { task, total_bytes, .. } => {
-                let bar = match total_bytes {
-                    Some(total) => ProgressBar::new(*total).with_style(self.moving.clone()),
-                    None => ProgressBar::new_spinner().with_style(self.running.clone()),
-                };
-                let beside = if total_bytes.is_some() { BESIDE_BAR_COLUMNS } else { BESIDE_TITLE_COLUMNS };
-                let bar = self.screen.add(bar.with_prefix(fitting(title(tasks, *task), beside)));
-                bar.enable_steady_tick(TICK);
-                bars.insert(*task, bar);
+            Change::Begin { task, title, total_bytes } => {
+                let bytes = total_bytes.map(|total| (0, total));
+                let shown = Running { title: harmless(title), bytes, ..Running::default() };
+                state.tasks.insert(*task, Task { begun: Instant::now(), shown });
+                drop(state);
+                self.tick();
             }
             Change::Advance { task, bytes } => {
-                if let Some(bar) = bars.get(task) {
-                    bar.set_position(*bytes);
+                if let Some(Running { bytes: Some((moved, _)), .. }) = state.shown(*task) {
+                    *moved = *bytes;
                 }
             }
-            Change::Log { task, line } => {
-                if let Some(bar) = bars.get(task) {
-                    bar.set_message(harmless(line));
+            Change::Log { task, line } | Change::Partial { task, line } => {
+                if let Some(shown) = state.shown(*task) {
+                    shown.said = printable(line);
                 }
             }
-            Change::End { task, outcome, detail } => {
-                if let Some(bar) = bars.remove(task) {
-                    bar.finish_and_clear();
-                    self.screen.remove(&bar);
-                    self.finished(tasks, *task, *outcome, detail);
-                }
-            }
-            Change::Note { line } => self.scroll(&harmless(line)),
+            Change::End { task, .. } => drop(state.tasks.remove(task)),
+            Change::Note { .. } | Change::Diagnostic { .. } => {}
         }
     }
 
-    fn finished(&self, tasks: &BTreeMap<TaskId, Task>, task: TaskId, outcome: Outcome, detail: &str) {
-        let took = units::duration(elapsed(tasks, task));
-        let title = title(tasks, task);
-        let detail = if detail.is_empty() { String::new() } else { format!("  {}", self.paint(DIM, detail)) };
-        match outcome {
-            Outcome::Done => {
-                let (mark, took) = (self.paint(GREEN, "✓"), self.paint(DIM, &took));
-                self.scroll(&format!(" {mark} {title} {took}{detail}"));
-            }
-            Outcome::Cached => {
-                let (mark, cached) = (self.paint(BLUE, "="), self.paint(BLUE, "cached"));
-                self.scroll(&format!(" {mark} {title} {cached}{detail}"));
-            }
-            Outcome::Failed => {
-                for line in tasks.get(&task).iter().flat_map(|task| &task.log) {
-                    self.scroll(&format!("   {line}"));
-                }
-                let (mark, failed) = (self.paint(RED, "✗"), self.paint(RED, "failed"));
-                self.scroll(&format!(" {mark} {title} {failed} {took}{detail}"));
-            }
+    /// Writes what a change leaves for good.
+    pub(super) fn scroll(&self, lines: &[String]) {
+        if !lines.is_empty() {
+            lock(&self.state).draw(lines);
         }
     }
 
-    /// `text` in a colour, where colours are wanted.
-    fn paint(&self, colour: Style, text: &str) -> String {
-        if self.colour { format!("{colour}{text}{colour:#}") } else { text.to_owned() }
+    /// The lines of a task that ended, after those that it printed if it failed.
+    pub(super) fn finished(
+        title: &str,
+        outcome: Outcome,
+        took: Duration,
+        detail: &str,
+        log: impl Iterator<Item = String>,
+    ) -> Vec<String> {
+        let rows = frame::finished_rows(title, outcome, took, &harmless(detail), screen());
+        log.map(|line| format!("   {line}")).chain(rows.into_iter().map(|row| row.text)).collect()
+    }
+
+    /// Takes the foot away for good: the terminal is as any program leaves it.
+    pub(super) fn close(&self) {
+        let mut state = lock(&self.state);
+        state.tasks.clear();
+        if !state.foot.is_empty() {
+            state.draw(&[]);
+        }
+        state.closed = true;
+    }
+
+    /// Starts the drawing thread, unless it runs.
+    fn tick(&self) {
+        let mut ticking = lock(&self.ticking);
+        if ticking.is_some() {
+            return;
+        }
+        let (sender, stop) = mpsc::channel::<()>();
+        let state = self.state.clone();
+        let draw = move || {
+            while stop.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                let mut state = lock(&state);
+                if !state.tasks.is_empty() {
+                    state.turn += 1;
+                    state.draw(&[]);
+                }
+            }
+        };
+        // Without the thread lines still appear when something ends.
+        if std::thread::Builder::new().name("display".to_owned()).spawn(draw).is_ok() {
+            *ticking = Some(sender);
+        }
     }
 }
 
-/// A title short enough for its task to stay on one line: a wrapped line would make the display jump.
-fn fitting(title: &str, beside: usize) -> String {
-    let columns = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| usize::from(size.ws_col));
-    // Where the width is unknown, 80 is what terminals begin with.
-    let columns = if columns == 0 { 80 } else { columns };
-    shortened(title, columns.saturating_sub(beside).max(TITLE_COLUMNS_MIN))
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl State {
+    fn shown(&mut self, task: TaskId) -> Option<&mut Running> {
+        self.tasks.get_mut(&task).map(|task| &mut task.shown)
+    }
+
+    /// Writes `lines` above the foot, and the foot anew.
+    fn draw(&mut self, lines: &[String]) {
+        if self.closed {
+            return;
+        }
+        let screen = screen();
+        let running: Vec<Running> = self
+            .tasks
+            .values()
+            .map(|task| Running { elapsed: task.begun.elapsed(), ..task.shown.clone() })
+            .collect();
+        let rows = frame::running_rows(&running, self.turn, screen);
+        // A terminal that has gone away takes no more lines; the work goes on.
+        let _ = std::io::stderr().lock().write_all(drawing(&self.foot, lines, &rows, screen).as_bytes());
+        self.foot = rows.iter().map(|row| row.columns).collect();
+    }
+}
+
+/// What takes the terminal from the old foot to `lines` and the new one.
+fn drawing(foot: &[usize], lines: &[String], rows: &[Row], screen: Screen) -> String {
+    let mut text = String::new();
+    // What has scrolled out at the top cannot be reached any more.
+    let up = frame::height(foot, screen.columns).min(screen.rows.saturating_sub(1));
+    if up > 0 {
+        text.push_str(&format!("\r\x1b[{up}A\x1b[J"));
+    }
+    for line in lines.iter().map(String::as_str).chain(rows.iter().map(|row| row.text.as_str())) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+fn screen() -> Screen {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok();
+    let known = |number: Option<u16>, usual: u16| usize::from(number.filter(|n| *n > 0).unwrap_or(usual));
+    Screen {
+        columns: known(size.map(|size| size.ws_col), COLUMNS_USUAL),
+        rows: known(size.map(|size| size.ws_row), ROWS_USUAL),
+        colour: colour_on_stderr(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drawing_replaces_the_foot() {
+        let screen = Screen { columns: 40, rows: 8, colour: false };
+        let row = |text: &str| Row { text: text.into(), columns: text.len() };
+        let first = drawing(&[], &["done".into()], &[row("one"), row("two")], screen);
+        assert_eq!(first, "done\none\ntwo\n");
+        assert_eq!(drawing(&[3, 3], &[], &[row("one")], screen), "\r\x1b[2A\x1b[Jone\n");
+        // Rows that were written for a wider terminal were wrapped; those above its top are out of reach.
+        assert_eq!(drawing(&[79, 3], &[], &[], screen), "\r\x1b[3A\x1b[J");
+        assert_eq!(drawing(&[79; 20], &[], &[], screen), "\r\x1b[7A\x1b[J");
+    }
 }

@@ -2,15 +2,18 @@
 //!
 //! Commands translate library events into [`Change`]s of numbered tasks; a [`Display`] shows them.
 
+mod frame;
 mod live;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::terminal::{harmless, live_on_stderr, note};
+use crate::printable::printable;
+use crate::terminal::{colour_on_stderr, harmless, live_on_stderr, note};
 use crate::units;
 
 /// How progress is shown.
@@ -44,6 +47,8 @@ pub(crate) enum Outcome {
     Cached,
     /// It failed.
     Failed,
+    /// It was ended before its end, by no fault of its own.
+    Stopped,
 }
 
 impl Outcome {
@@ -52,6 +57,7 @@ impl Outcome {
             Outcome::Done => "done",
             Outcome::Cached => "cached",
             Outcome::Failed => "failed",
+            Outcome::Stopped => "stopped",
         }
     }
 }
@@ -82,6 +88,13 @@ pub(crate) enum Change {
         /// One line without its end.
         line: String,
     },
+    /// It said something that it is going to overwrite, as progress bars are. Shown live, kept nowhere.
+    Partial {
+        /// Its number.
+        task: TaskId,
+        /// The line so far.
+        line: String,
+    },
     /// It ended.
     End {
         /// Its number.
@@ -95,6 +108,11 @@ pub(crate) enum Change {
     Note {
         /// One line.
         line: String,
+    },
+    /// A rendered warning, which may have colours and is harmless.
+    Diagnostic {
+        /// Its lines.
+        text: String,
     },
 }
 
@@ -117,7 +135,7 @@ impl Task {
         if self.log.len() == LOG_LINES_MAX {
             self.log.pop_front();
         }
-        self.log.push_back(harmless(line));
+        self.log.push_back(printable(line));
     }
 }
 
@@ -126,6 +144,8 @@ pub(crate) struct Display {
     mode: Mode,
     tasks: Mutex<BTreeMap<TaskId, Task>>,
     live: Option<live::Live>,
+    /// Tasks so far.
+    count: AtomicU64,
 }
 
 impl Display {
@@ -137,7 +157,24 @@ impl Display {
             chosen => chosen,
         };
         let live = (mode == Mode::Tty).then(live::Live::new);
-        Display { mode, tasks: Mutex::default(), live }
+        Display { mode, tasks: Mutex::default(), live, count: AtomicU64::new(0) }
+    }
+
+    /// A number for a new task: 1, 2, 3, …
+    pub(crate) fn number(&self) -> TaskId {
+        self.count.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Whether rendered text may have colours.
+    pub(crate) fn has_colour(&self) -> bool {
+        self.mode != Mode::Json && colour_on_stderr()
+    }
+
+    /// Ends the display: a live one takes its foot away. Changes that come later are not shown live.
+    pub(crate) fn close(&self) {
+        if let Some(live) = &self.live {
+            live.close();
+        }
     }
 
     /// Shows one change.
@@ -154,8 +191,11 @@ impl Display {
         }
         match (&self.live, self.mode) {
             (_, Mode::Quiet) => quiet_lines(&change, &tasks).iter().for_each(|line| note(line)),
-            (Some(live), _) => live.apply(&change, &tasks),
-            (None, Mode::Json) => note(&json_line(&change, &tasks)),
+            (Some(live), _) => {
+                live.apply(&change);
+                live.scroll(&live_lines(&change, &tasks));
+            }
+            (None, Mode::Json) => json_line(&change, &tasks).iter().for_each(|line| note(line)),
             (None, _) => {
                 if let Some(line) = plain_line(&change, &tasks) {
                     note(&line);
@@ -176,6 +216,20 @@ fn title(tasks: &BTreeMap<TaskId, Task>, task: TaskId) -> &str {
     tasks.get(&task).map_or("", |task| task.title.as_str())
 }
 
+/// What a change leaves on a live display for good.
+fn live_lines(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> Vec<String> {
+    match change {
+        Change::End { task, outcome, detail } => {
+            let failed = tasks.get(task).filter(|_| *outcome == Outcome::Failed);
+            let log = failed.into_iter().flat_map(|task| task.log.iter().cloned());
+            live::Live::finished(title(tasks, *task), *outcome, elapsed(tasks, *task), detail, log)
+        }
+        Change::Note { line } => vec![harmless(line)],
+        Change::Diagnostic { text } => text.lines().map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// Of a quiet build only what a failed task said is of use: without it nobody knows why it failed.
 fn quiet_lines(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> Vec<String> {
     match change {
@@ -190,9 +244,9 @@ fn quiet_lines(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> Vec<String> {
 fn plain_line(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> Option<String> {
     Some(match change {
         Change::Begin { task, .. } => format!("#{task} {}", title(tasks, *task)),
-        Change::Advance { .. } => return None,
+        Change::Advance { .. } | Change::Partial { .. } => return None,
         Change::Log { task, line } => {
-            format!("#{task} {:.2} {}", elapsed(tasks, *task).as_secs_f64(), harmless(line))
+            format!("#{task} {:.2} {}", elapsed(tasks, *task).as_secs_f64(), printable(line))
         }
         Change::End { task, outcome, detail } => {
             let took = units::duration(elapsed(tasks, *task));
@@ -201,13 +255,15 @@ fn plain_line(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> Option<String>
                 Outcome::Cached => format!("#{task} CACHED{detail}"),
                 Outcome::Done => format!("#{task} DONE {took}{detail}"),
                 Outcome::Failed => format!("#{task} ERROR {took}{detail}"),
+                Outcome::Stopped => format!("#{task} CANCELED{detail}"),
             }
         }
         Change::Note { line } => harmless(line),
+        Change::Diagnostic { text } => text.clone(),
     })
 }
 
-fn json_line(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> String {
+fn json_line(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> Option<String> {
     let value = match change {
         Change::Begin { task, total_bytes, .. } => {
             json!({"event": "begin", "task": task, "title": title(tasks, *task), "totalBytes": total_bytes})
@@ -219,8 +275,10 @@ fn json_line(change: &Change, tasks: &BTreeMap<TaskId, Task>) -> String {
             json!({"event": "end", "task": task, "outcome": outcome.name(), "detail": detail, "seconds": seconds})
         }
         Change::Note { line } => json!({"event": "note", "line": line}),
+        Change::Diagnostic { text } => json!({"event": "warning", "text": text}),
+        Change::Partial { .. } => return None,
     };
-    value.to_string()
+    Some(value.to_string())
 }
 
 #[cfg(test)]
@@ -256,6 +314,6 @@ mod tests {
     #[test]
     fn json_lines_are_objects() {
         let log = Change::Log { task: 3, line: "a\"b".to_owned() };
-        assert_eq!(json_line(&log, &tasks()), r#"{"event":"log","task":3,"line":"a\"b"}"#);
+        assert_eq!(json_line(&log, &tasks()).unwrap(), r#"{"event":"log","task":3,"line":"a\"b"}"#);
     }
 }

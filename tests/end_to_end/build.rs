@@ -165,3 +165,26 @@ fn outputs_hold_the_image() {
     world.build(".", &["--output", "out"]);
     assert_eq!(fs::read(world.path("out/srv/data/large")).unwrap(), vec![7; 3_000_000]);
 }
+
+#[test]
+fn further_contexts_start_at_the_working_folder() {
+    let world = World::new();
+    world.write("app/Buildfile", "FROM base\nCOPY --from=other / /other/\n");
+    world.write("base/etc/own", "own\n");
+    world.write("other/file", "file\n");
+    let contexts = ["--build-context", "base=base", "--build-context", "other=./other"];
+    let digest = world.build("app", &contexts);
+    assert_eq!(world.rimg(&["cat", &digest, "/etc/own"]).ok(), "own\n");
+    assert_eq!(world.rimg(&["cat", &digest, "/other/file"]).ok(), "file\n");
+    // An image takes the place of a folder, and where folders lie does not matter.
+    world.build("app", &[&contexts[..], &["-t", "base:1"]].concat());
+    world.write("elsewhere/base/etc/own", "own\n");
+    world.write("elsewhere/other/file", "file\n");
+    let other = "other=elsewhere/other";
+    let again = world.build("app", &["--build-context", "base=elsewhere/base", "--build-context", other]);
+    assert_eq!(again, digest);
+    let image = ["--build-context", "base=docker-image://base:1", "--build-context", other];
+    world.build("app", &image);
+    let said = world.rimg(&["build", "--build-context", "base=git://example.com/x", "app"]).fails(2);
+    assert!(said.contains("`git://` is not supported yet") && said.contains("hint: give a folder"), "{said}");
+}

@@ -11,19 +11,27 @@ use rustix::process::{getegid, geteuid};
 
 use crate::add;
 use crate::cache::Slot;
-use crate::context::{DiskTree, Owners};
+use crate::context::{DiskTree, Owners, without_number};
 use crate::diagnostic::Diagnostic;
-use crate::engine::{Build, BuildError, step_error, unreadable};
+use crate::engine::{Build, BuildError, read_error, step_error, unreadable};
 use crate::events::{Event, StepId};
 use crate::layer_plan::LayerPlan;
 use crate::layer_step::StepOutcome;
+use crate::plan::LocalPath;
 use crate::source::Span;
 use crate::source_tree::land;
 use rimg_formats::layer::LayerPath;
 
 /// Makes the layer of the directory or archive at `path`, or finds it in the cache.
-pub(crate) fn make(build: &Build<'_>, id: StepId, path: &str, span: Span) -> Result<StepOutcome, BuildError> {
-    let place = build.local_path(path);
+pub(crate) fn make(
+    build: &Build<'_>,
+    id: StepId,
+    path: &LocalPath,
+    span: Span,
+) -> Result<StepOutcome, BuildError> {
+    let place = build.local_path(&path.path);
+    let slot = Slot::new(&format!("FROM {}", path.name));
+    let path = &path.path;
     let stat = std::fs::metadata(&place).map_err(|error| missing(span, path, &error))?;
     let failed = |error: io::Error| unreadable(span, &place, &error);
     let plan = if stat.is_dir() {
@@ -46,9 +54,8 @@ pub(crate) fn make(build: &Build<'_>, id: StepId, path: &str, span: Span) -> Res
         };
         LayerPlan::of_tree(&archive)
     };
-    let plan = plan.map_err(|error| BuildError::at(span, error.to_string()))?;
+    let plan = plan.map_err(|error| read_error(span, &error))?;
     let missed = |miss| (build.events)(Event::StepMissed { id, miss });
-    let slot = Slot::new(&format!("FROM {path}"));
     build.maker.make(plan, slot, &missed).map_err(|error| step_error(error, span))
 }
 
@@ -76,6 +83,6 @@ fn overflow_id(kind: &str) -> u32 {
 }
 
 fn missing(span: Span, path: &str, error: &io::Error) -> BuildError {
-    let diagnostic = Diagnostic::error(span, format!("failed to open `{path}`: {error}"));
+    let diagnostic = Diagnostic::error(span, format!("failed to open `{path}`: {}", without_number(error)));
     diagnostic.help("paths after FROM start at the context, or are absolute").into()
 }

@@ -10,6 +10,7 @@ use super::destination::clean;
 use crate::glob::{Glob, has_wildcards, without_escapes};
 use crate::source_tree::{Landing, SourceNode, SourceTree, land};
 use crate::suggest;
+use crate::syntax::COMMENT_HELP;
 
 /// Something that a source means.
 #[derive(Clone, Debug)]
@@ -35,6 +36,32 @@ pub(crate) struct Missing {
     pub(crate) near: Option<String>,
     /// What the tree says about it, such as the `.dockerignore` rule that hides it.
     pub(crate) reason: Option<String>,
+}
+
+impl Missing {
+    /// What helps, by what people mean who write such a path.
+    pub(crate) fn advice(&self) -> Option<String> {
+        let pattern = self.pattern.as_str();
+        if pattern.starts_with('#') {
+            return Some(COMMENT_HELP.to_owned());
+        }
+        if pattern.starts_with('[') {
+            return Some(
+                "the JSON form takes double quotes, commas and a closing `]`: `[\"a\", \"/b/\"]`".to_owned(),
+            );
+        }
+        if pattern.starts_with('~') || pattern.contains("$(") || pattern.contains('`') {
+            return Some("no shell reads this path: `~` and command substitution mean themselves".to_owned());
+        }
+        if pattern.split('/').any(|name| name == "..") {
+            return Some(format!(
+                "no path leads out of {}: build from a folder further up, or add a source with `--build-context`",
+                self.tree
+            ));
+        }
+        let from_root = pattern.strip_prefix('/')?;
+        Some(format!("a path begins at the top of {}: this means `{from_root}` in it", self.tree))
+    }
 }
 
 impl fmt::Display for Missing {
@@ -113,7 +140,7 @@ fn expand(tree: &dyn SourceTree, pattern: &str, double_star: bool) -> Result<Vec
             names = names.iter().map(|name| name.join(&component)).collect::<Result<_, _>>()?;
             continue;
         }
-        let matcher = Glob::parse(component, false).map_err(io::Error::other)?;
+        let matcher = Glob::parse(component, false).map_err(|error| CopyError::Pattern(error.to_string()))?;
         let mut matched = Vec::new();
         for name in names {
             let Some(Landing { path, node: Some(node) }) = land_source(tree, &name)? else { continue };

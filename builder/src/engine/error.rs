@@ -20,6 +20,9 @@ pub enum BuildError {
     /// The build was stopped because another stage failed; that stage's error is returned instead.
     #[error("the build was stopped")]
     Stopped,
+    /// [`Interrupt`](super::Interrupt) was set.
+    #[error("the build was interrupted")]
+    Interrupted,
 }
 
 /// A RUN step that failed.
@@ -43,12 +46,17 @@ impl BuildError {
         Diagnostic::error(span, message).into()
     }
 
+    /// Whether the step did not fail, but was not to go on.
+    pub(crate) fn is_stop(&self) -> bool {
+        matches!(self, BuildError::Stopped | BuildError::Interrupted)
+    }
+
     /// The diagnostics to be rendered with the Buildfile; empty for errors that belong to no place.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         match self {
             BuildError::Buildfile(diagnostics) => diagnostics,
             BuildError::Run(failure) => std::slice::from_ref(&failure.diagnostic),
-            BuildError::Store(_) | BuildError::Stopped => &[],
+            BuildError::Store(_) | BuildError::Stopped | BuildError::Interrupted => &[],
         }
     }
 }

@@ -3,19 +3,19 @@
 use std::sync::Arc;
 
 use super::error::BuildError;
-use super::sources::source_tree;
+use super::sources::{NO_SIZES, QUIET_FOLDER, read_error, source_tree};
 use super::stage::StageRun;
 use super::unsupported::unsupported_source;
 use crate::add;
 use crate::cache::Slot;
 use crate::copy::destination::{Destination, clean};
 use crate::copy::mode::ModeChange;
-use crate::copy::owner::look_up_owner;
+use crate::copy::owner::{OwnerError, look_up_owner};
 use crate::copy::{CopyError, CopyPlanner, CopyRules, find_sources};
 use crate::diagnostic::Diagnostic;
 use crate::events::{Event, StepId};
 use crate::ignore::IgnorePatterns;
-use crate::layer_plan::{LayerPlan, NewDirectory, PlanConflict};
+use crate::layer_plan::{LayerPlan, NewDirectory, Nothing, PlanConflict};
 use crate::layer_step::{LayerStepError, StepOutcome};
 use crate::plan::{ExpandedAdd, ExpandedCopy, ExpandedSource, ExpandedTransfer, Step};
 use crate::source::Span;
@@ -96,12 +96,11 @@ fn plan_transfer(
     let destination = Destination::parse(&written.text, run.image.working_directory());
     let destination = destination.map_err(|error| BuildError::at(written.span, error.to_string()))?;
     let rules = rules(run, transfer, parents)?;
-    let mut planner = CopyPlanner {
-        below: &*run.tree,
-        destination: &destination,
-        rules: &rules,
-        plan: LayerPlan::default(),
-    };
+    // `--link`: the layer is made on nothing, so that it is the same on every base. What the base has at its paths,
+    // links and attributes of directories among it, is covered by it and not looked at.
+    let independent = transfer.link.is_some_and(|link| link.on);
+    let below: &dyn SourceTree = if independent { &Nothing } else { &*run.tree };
+    let mut planner = CopyPlanner { below, destination: &destination, rules: &rules, plan: LayerPlan::new() };
     let several = transfer.sources.len() > 1;
     for source in &transfer.sources {
         let (span, planned) = match source {
@@ -120,7 +119,7 @@ fn rules(run: &StageRun<'_>, transfer: &ExpandedTransfer, parents: bool) -> Resu
     let owner = match &transfer.chown {
         Some(word) => {
             let owner = look_up_owner(&word.text, &*run.tree);
-            Some(owner.map_err(|error| BuildError::at(word.span, error.to_string()))?)
+            Some(owner.map_err(|error| owner_error(&error, word.span))?)
         }
         None => None,
     };
@@ -141,6 +140,16 @@ fn rules(run: &StageRun<'_>, transfer: &ExpandedTransfer, parents: bool) -> Resu
     Ok(CopyRules { owner, mode, excludes, parents })
 }
 
+fn owner_error(error: &OwnerError, span: Span) -> BuildError {
+    let diagnostic = Diagnostic::error(span, error.to_string());
+    match error {
+        OwnerError::User(_) | OwnerError::Group(_) => diagnostic
+            .help("make it in a RUN step before this one, or write numbers, such as `1000:1000`")
+            .into(),
+        OwnerError::Form(_) | OwnerError::Read(..) => diagnostic.into(),
+    }
+}
+
 fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
     let diagnostic = match &error {
         CopyError::Missing(missing) => {
@@ -150,16 +159,20 @@ fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
             }
             match &missing.near {
                 Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-                None => diagnostic,
+                None => match missing.advice() {
+                    Some(advice) => diagnostic.help(advice),
+                    None => diagnostic,
+                },
             }
         }
+        CopyError::Pattern(_) => Diagnostic::error(source, error.to_string())
+            .help("the JSON form is `[\"source\", \"/destination\"]`; a `[` of a name is written `[[]`"),
         CopyError::NeedsDirectory(_) => {
             Diagnostic::error(destination, error.to_string()).help("end the destination with `/`")
         }
         CopyError::Conflict(_) => Diagnostic::error(destination, error.to_string()),
-        CopyError::Path(_) | CopyError::Read(_) | CopyError::Archive { .. } => {
-            Diagnostic::error(source, error.to_string())
-        }
+        CopyError::Read(error) => read_error(source, error),
+        CopyError::Path(_) | CopyError::Archive { .. } => Diagnostic::error(source, error.to_string()),
     };
     diagnostic.into()
 }
@@ -201,6 +214,12 @@ fn make_layer(
 pub(crate) fn step_error(error: LayerStepError, span: Span) -> BuildError {
     match error {
         LayerStepError::Store(error) => error.into(),
+        LayerStepError::Stopped(stopped) => stopped.into(),
+        LayerStepError::Read(error) => read_error(span, &error).into(),
+        LayerStepError::Changed { expected, .. } => {
+            let help = if expected == 0 { NO_SIZES } else { QUIET_FOLDER };
+            Diagnostic::error(span, error.to_string()).help(help).into()
+        }
         other => BuildError::at(span, other.to_string()),
     }
 }
@@ -221,7 +240,7 @@ pub(crate) fn workdir(
     let cleaned = clean(joined.as_bytes()).map_err(|error| BuildError::at(span, error.to_string()))?;
     let text = format!("/{}", String::from_utf8_lossy(cleaned.as_bytes()));
     let below: &dyn SourceTree = &*run.tree;
-    let mut plan = LayerPlan::default();
+    let mut plan = LayerPlan::new();
     let landing = land(below, &cleaned).map_err(|error| BuildError::at(span, error.to_string()))?;
     let exists = landing.node.as_ref().is_some_and(crate::source_tree::SourceNode::is_directory);
     if !exists {

@@ -32,7 +32,7 @@ pub struct BuildOptions {
     pub target: Option<String>,
     /// `--build-arg`.
     pub build_args: BTreeMap<String, String>,
-    /// `--build-context`.
+    /// `--build-context`, by name: a directory, `docker-image://REF` or `oci-layout://DIR[:TAG|@DIGEST]`.
     pub named_contexts: BTreeMap<String, String>,
     /// Names for the image. Without one it is kept under `untagged`.
     pub tags: Vec<Reference>,
@@ -108,14 +108,8 @@ impl BuildOptions {
         let mut own_ignore = path.clone().into_os_string();
         own_ignore.push(".dockerignore");
         let mut options = BuildOptions::new(SourceFile::from_bytes(path.display().to_string(), bytes)?);
-        for candidate in [PathBuf::from(own_ignore), context.join(".dockerignore")] {
-            if let Some(bytes) = read_regular(&candidate, IGNORE_BYTES_MAX as u64)? {
-                let parsed = IgnorePatterns::parse(&bytes);
-                options.ignore =
-                    parsed.map_err(|source| InputError::Ignore { path: candidate.clone(), source })?;
-                break;
-            }
-        }
+        let own = patterns(Path::new(&own_ignore))?;
+        options.ignore = own.map_or_else(|| ignore_file(context), |own| Ok(Some(own)))?.unwrap_or_default();
         options.context = Some(context.to_owned());
         Ok(options)
     }
@@ -146,6 +140,17 @@ pub enum InputError {
         /// What is wrong.
         source: IgnoreError,
     },
+}
+
+/// The patterns of a context's `.dockerignore`; `None` when it has none.
+pub(super) fn ignore_file(context: &Path) -> Result<Option<IgnorePatterns>, InputError> {
+    patterns(&context.join(".dockerignore"))
+}
+
+fn patterns(path: &Path) -> Result<Option<IgnorePatterns>, InputError> {
+    let Some(bytes) = read_regular(path, IGNORE_BYTES_MAX as u64)? else { return Ok(None) };
+    let parsed = IgnorePatterns::parse(&bytes);
+    Ok(Some(parsed.map_err(|source| InputError::Ignore { path: path.to_owned(), source })?))
 }
 
 fn default_buildfile(context: &Path) -> Result<(PathBuf, Vec<u8>), InputError> {

@@ -7,11 +7,12 @@ use rimg_formats::store::Image;
 
 use super::Build;
 use super::error::BuildError;
+use super::options::ignore_file;
 use super::stage::StageRun;
 use crate::assemble::ImageState;
 use crate::base;
 use crate::cache::LayerRecord;
-use crate::context::{DiskTree, Owners};
+use crate::context::{DiskTree, Owners, without_number};
 use crate::diagnostic::Diagnostic;
 use crate::layer_tree::LayerTree;
 use crate::plan::CopySource;
@@ -38,10 +39,12 @@ pub(crate) fn source_tree(
             Ok(Arc::new(LayerTree::new(&format!("image `{name}`"), build.store, &layers)?))
         }
         CopySource::Path(path) => {
-            let directory = build.local_path(path);
-            let name = format!("`{path}`");
+            let directory = build.local_path(&path.path);
+            let name = format!("the build context `{}`", path.name);
             let tree = DiskTree::open(&directory, &name, Owners::Dropped);
-            Ok(Arc::new(tree.map_err(|error| unreadable(span, &directory, &error))?))
+            let tree = tree.map_err(|error| unreadable(span, &directory, &error))?;
+            let ignore = ignore_file(&directory).map_err(|error| BuildError::at(span, error.to_string()))?;
+            Ok(Arc::new(tree.with_ignore(ignore.unwrap_or_default())))
         }
         CopySource::OciLayout(layout) => {
             let image = base::layout::import(build, run.stage, layout, span)?;
@@ -59,9 +62,29 @@ fn layers_of(image: &Image) -> Vec<LayerRecord> {
     image.layers.iter().map(record).collect()
 }
 
+/// What helps when files change under the build.
+pub(super) const QUIET_FOLDER: &str = "something writes to it: build from a folder that is left alone meanwhile, or leave \
+                                       it out with .dockerignore";
+
+/// What helps with files that are empty and yet are not.
+pub(super) const NO_SIZES: &str =
+    "files of /proc and /sys tell no size, so they cannot be copied: leave them out";
+
+/// A file that cannot be read; the error names it.
+pub(crate) fn read_error(span: Span, error: &std::io::Error) -> Diagnostic {
+    let diagnostic = Diagnostic::error(span, error.to_string());
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => diagnostic
+            .help("make it readable for whoever builds, or leave it out (of COPY with .dockerignore)"),
+        // It was there a moment ago, or nobody would read it.
+        std::io::ErrorKind::NotFound => diagnostic.help(QUIET_FOLDER),
+        _ => diagnostic,
+    }
+}
+
 /// A directory that cannot be opened.
 pub(crate) fn unreadable(span: Span, path: &Path, error: &std::io::Error) -> BuildError {
-    BuildError::at(span, format!("failed to open `{}`: {error}", path.display()))
+    BuildError::at(span, format!("failed to open `{}`: {}", path.display(), without_number(error)))
 }
 
 impl Build<'_> {

@@ -68,7 +68,10 @@ fn observed<T>(
 ) -> Result<T, BuildError> {
     (build.events)(Event::StepStarted { id });
     let began = Instant::now();
-    let (result, outcome) = work().inspect_err(|_| (build.events)(Event::StepFailed { id }))?;
+    let (result, outcome) = work().inspect_err(|error| {
+        let stopped = error.is_stop();
+        (build.events)(if stopped { Event::StepStopped { id } } else { Event::StepFailed { id } });
+    })?;
     let summary = |layer: &LayerRecord, entries| LayerSummary {
         digest: layer.descriptor.digest,
         size_bytes: layer.descriptor.size,
@@ -115,7 +118,7 @@ fn begin<'a>(
         Base::Path(path) => {
             let mut image = build.scratch(stage)?;
             let found = base::local::make(build, StepId { stage: stage.number, step: 0 }, path, span)?;
-            image.add_step(found.layer.clone(), format!("FROM {path}"));
+            image.add_step(found.layer.clone(), format!("FROM {}", path.name));
             outcome = Some(found);
             (image, None)
         }

@@ -71,7 +71,7 @@ pub struct ExpandedTransfer {
     pub chown: Option<Word>,
     /// Octal or symbolic mode, checked.
     pub chmod: Option<Word>,
-    /// `--link`, if given.
+    /// `--link`, if given: the layer does not depend on what is below it.
     pub link: Option<Switch>,
     /// Patterns for [`crate::ignore::IgnorePatterns::from_patterns`].
     pub excludes: Vec<Word>,

@@ -107,6 +107,11 @@ impl Globals {
         }
     }
 
+    /// Whether an ARG before the first FROM, or rimg itself, gives the name a value for FROM.
+    pub(super) fn is_declared(&self, name: &str) -> bool {
+        self.declared.contains_key(name) || self.automatic.contains_key(name)
+    }
+
     /// The value the user gave with `--build-arg`.
     pub fn build_arg(&self, name: &str) -> Option<&str> {
         self.build_args.get(name).map(String::as_str)

@@ -111,10 +111,19 @@ pub enum Base {
     Image(String),
     /// Another stage.
     Stage(usize),
-    /// A directory or a tar archive on this machine: `./…`, `../…`, `/…`.
-    Path(String),
+    /// A directory or a tar archive on this machine: `./…`, `../…`, `/…`, or a named context.
+    Path(LocalPath),
     /// An image in an OCI layout on this machine: `oci:path[:tag]`.
     OciLayout(OciLayout),
+}
+
+/// A directory or archive on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPath {
+    /// Where it lies; relative ones start at the context.
+    pub path: String,
+    /// What the Buildfile calls it. Only this may enter an image: where a named context lies is no matter of the image.
+    pub name: String,
 }
 
 /// An image in an OCI layout.
@@ -135,8 +144,8 @@ pub enum CopySource {
     Stage(usize),
     /// An image, by the reference as written (variables filled in).
     Image(String),
-    /// A named context: a directory on this machine (or what the user wrote after `name=`).
-    Path(String),
+    /// A named context: a directory on this machine.
+    Path(LocalPath),
     /// An image in an OCI layout on this machine.
     OciLayout(OciLayout),
 }

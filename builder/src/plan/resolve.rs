@@ -1,6 +1,6 @@
 //! What a name after FROM, `--from=` or `from=` means: a named context, a stage, an image, a path.
 
-use super::{Base, CopySource, OciLayout, PlanOptions};
+use super::{Base, CopySource, LocalPath, OciLayout, PlanOptions};
 use crate::diagnostic::Diagnostic;
 use crate::source::Span;
 use crate::suggest;
@@ -28,7 +28,7 @@ impl Names<'_> {
         }
         check_length(text, span)?;
         if let Some(context) = self.named_context(text) {
-            return base_of_context(context, span);
+            return base_of_context(text, context, span);
         }
         if text == "scratch" {
             return Ok(Base::Scratch);
@@ -64,7 +64,7 @@ impl Names<'_> {
         }
         check_length(text, span)?;
         if let Some(context) = self.named_context(text) {
-            return source_of_context(context, span);
+            return source_of_context(text, context, span);
         }
         if text == "context" {
             return Ok(CopySource::Context);
@@ -91,9 +91,17 @@ impl Names<'_> {
 
     fn named_context(&self, text: &str) -> Option<&str> {
         let contexts = &self.options.named_contexts;
-        let short = text.strip_suffix(":latest").unwrap_or(text);
+        let lower = text.to_lowercase();
+        // `docker.io/library/debian:latest` is what `debian` means, so a context of either name is meant by both.
+        let familiar = |name: &str| {
+            let name = name.strip_prefix("docker.io/").unwrap_or(name);
+            let name = name.strip_prefix("library/").unwrap_or(name);
+            name.strip_suffix(":latest").unwrap_or(name).to_lowercase()
+        };
+        let wanted = familiar(text);
+        let hit = contexts.get(text).or_else(|| contexts.get(&lower));
         let hit =
-            contexts.get(text).or_else(|| contexts.get(&text.to_lowercase())).or_else(|| contexts.get(short));
+            hit.or_else(|| contexts.iter().find_map(|(name, is)| (familiar(name) == wanted).then_some(is)));
         hit.map(String::as_str)
     }
 
@@ -134,7 +142,7 @@ fn local(text: &str, span: Span) -> Result<Option<Base>, Diagnostic> {
         return oci_layout(layout, span).map(|layout| Some(Base::OciLayout(layout)));
     }
     let path = text == "." || text == ".." || ["./", "../", "/"].iter().any(|start| text.starts_with(start));
-    Ok(path.then(|| Base::Path(text.to_owned())))
+    Ok(path.then(|| Base::Path(LocalPath { path: text.to_owned(), name: text.to_owned() })))
 }
 
 /// `path[:tag]` or `path@digest`.
@@ -153,8 +161,8 @@ fn oci_layout(text: &str, span: Span) -> Result<OciLayout, Diagnostic> {
     Ok(OciLayout { path: path.to_owned(), reference: reference.map(str::to_owned) })
 }
 
-fn base_of_context(context: &str, span: Span) -> Result<Base, Diagnostic> {
-    match source_of_context(context, span)? {
+fn base_of_context(name: &str, context: &str, span: Span) -> Result<Base, Diagnostic> {
+    match source_of_context(name, context, span)? {
         CopySource::Image(image) => Ok(Base::Image(image)),
         CopySource::OciLayout(layout) => Ok(Base::OciLayout(layout)),
         CopySource::Path(path) => Ok(Base::Path(path)),
@@ -164,8 +172,8 @@ fn base_of_context(context: &str, span: Span) -> Result<Base, Diagnostic> {
     }
 }
 
-/// `--build-context name=…`
-fn source_of_context(context: &str, span: Span) -> Result<CopySource, Diagnostic> {
+/// `--build-context name=context`
+fn source_of_context(name: &str, context: &str, span: Span) -> Result<CopySource, Diagnostic> {
     if let Some(image) = context.strip_prefix("docker-image://") {
         return Ok(CopySource::Image(image.to_owned()));
     }
@@ -175,7 +183,7 @@ fn source_of_context(context: &str, span: Span) -> Result<CopySource, Diagnostic
     if ["http://", "https://", "git://", "ssh://", "git@"].iter().any(|start| context.starts_with(start)) {
         return Err(Diagnostic::not_supported(span, &format!("the build context `{context}`")));
     }
-    Ok(CopySource::Path(context.to_owned()))
+    Ok(CopySource::Path(LocalPath { path: context.to_owned(), name: name.to_owned() }))
 }
 
 /// A first look at an image reference, so that slips show their line; the rest is checked where it is used.
@@ -185,6 +193,15 @@ fn check_image(text: &str, span: Span) -> Result<(), Diagnostic> {
         Some((repository, tag)) if !tag.contains('/') => repository,
         _ => name,
     };
+    if text.ends_with([':', '@']) {
+        return Err(Diagnostic::error(
+            span,
+            format!("`{text}` has nothing behind its `{}`", &text[text.len() - 1..]),
+        )
+        .help(
+            "a variable may be empty: give its ARG a default before the first FROM, or pass `--build-arg`",
+        ));
+    }
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:[]".contains(c);
     if repository.is_empty() || !text.chars().all(|c| plain(c) || c == '@') {
         return Err(Diagnostic::error(span, format!("invalid image reference `{text}`"))

@@ -173,7 +173,13 @@ impl StageScope {
                 let environment = self.environment.iter().map(|(key, _)| key.as_str());
                 let arguments = self.arguments.iter().map(|argument| argument.name.as_str());
                 let names = environment.chain(arguments);
-                warnings.push(undefined("UndefinedVar", word.span_of(range), &name, names));
+                let warning = undefined("UndefinedVar", word.span_of(range), &name, names);
+                warnings.push(match self.globals.is_declared(&name) {
+                    true => warning.help(format!(
+                        "outside of stages it has a value, for FROM alone: write `ARG {name}` in this stage as well"
+                    )),
+                    false => warning,
+                });
             }
         }
         Ok((expansion.text, expansion.words))

@@ -58,18 +58,21 @@ fn bases_are_told_apart() {
     let layout = |path: &str, reference: Option<&str>| {
         Base::OciLayout(OciLayout { path: path.into(), reference: reference.map(str::to_owned) })
     };
+    let path = |path: &str, name: &str| Base::Path(LocalPath { path: path.into(), name: name.into() });
     let table = [
         ("scratch", Base::Scratch),
         ("alpine", Base::Image("alpine".into())),
         ("ghcr.io:443/a/b:1@sha256:ab", Base::Image("ghcr.io:443/a/b:1@sha256:ab".into())),
-        ("./rootfs", Base::Path("./rootfs".into())),
-        ("/srv/base.tar", Base::Path("/srv/base.tar".into())),
-        ("../x", Base::Path("../x".into())),
+        ("./rootfs", path("./rootfs", "./rootfs")),
+        ("/srv/base.tar", path("/srv/base.tar", "/srv/base.tar")),
+        ("../x", path("../x", "../x")),
         ("oci:./layout", layout("./layout", None)),
         ("oci:./layout:v1", layout("./layout", Some("v1"))),
         ("oci:/l@sha256:ab", layout("/l", Some("sha256:ab"))),
-        ("named", Base::Path("/ctx".into())),
+        ("named", path("/ctx", "named")),
         ("debian:latest", Base::Image("mirror/debian:12".into())),
+        ("docker.io/library/Debian", Base::Image("mirror/debian:12".into())),
+        ("debian:11", Base::Image("debian:11".into())),
     ];
     let mut options = amd64();
     options.named_contexts.insert("named".into(), "/ctx".into());

@@ -28,7 +28,7 @@ use crate::context::DiskTree;
 use crate::copy::destination::clean;
 use crate::diagnostic::Diagnostic;
 use crate::engine::{Build, BuildError, StageRun, source_tree, step_error, unsupported_mount};
-use crate::layer_plan::{LayerPlan, PlannedEntry};
+use crate::layer_plan::{LayerPlan, PlannedEntry, read_xattrs};
 use crate::materialise::materialise;
 use crate::plan::{CopySource, ExpandedRun, Step};
 use crate::source_tree::land;
@@ -245,6 +245,7 @@ fn bind(
     let failed = |message: String| BuildError::at(mount.span, message);
     let tree = source_tree(stage, source, mount.span)?;
     let cleaned = clean(path.as_bytes()).map_err(|error| failed(error.to_string()))?;
+    let mut plan = LayerPlan::new();
     let landing = land(&*tree, &cleaned).map_err(|error| failed(error.to_string()))?;
     let Some(node) = landing.node else {
         let error = Diagnostic::error(mount.span, format!("`{path}` is not in {}", tree.describe()));
@@ -254,7 +255,6 @@ fn bind(
         }
         .into());
     };
-    let mut plan = LayerPlan::default();
     let is_directory = node.is_directory();
     let content = LayerPath::parse(CONTENT).expect("the constant is a clean path");
     let owner = node.owner.unwrap_or((0, 0));
@@ -262,8 +262,13 @@ fn bind(
         if is_directory { plan.put_contents(&*tree, &landing.path, &content) } else { Ok(()) }
     });
     planned.map_err(|error| failed(error.to_string()))?;
-    let entries = plan.into_entries();
-    let digest = stage.build.maker.content_digest(&entries).map_err(|error| step_error(error, mount.span))?;
+    let began_ns = plan.began_ns;
+    let mut entries = plan.into_entries();
+    let digest = stage
+        .build
+        .maker
+        .content_digest(&mut entries, began_ns)
+        .map_err(|error| step_error(error, mount.span))?;
     let whole = *source == CopySource::Context && stage.build.options.ignore.is_empty();
     let in_place = match mount.read_only && whole {
         true => Some((stage.build.context(mount.span)?, landing.path)),
@@ -286,7 +291,9 @@ fn bind_source(
         return Ok(tree.directory().canonicalize()?.join(path.as_path()));
     }
     let directory = workspace.mount_directory(number)?;
-    materialise(entries, &directory, MtimePolicy::Preserve)?;
+    let mut entries = entries.to_vec();
+    read_xattrs(&mut entries)?;
+    materialise(&entries, &directory, MtimePolicy::Preserve)?;
     Ok(directory.join(CONTENT))
 }
 

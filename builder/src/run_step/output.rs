@@ -19,18 +19,24 @@ const LAST_LINES_MAX: usize = 20;
 /// Longest line that is told as one: progress bars and binary output must not fill memory.
 const LINE_BYTES_MAX: usize = 16 << 10;
 
-/// How often a running step looks whether another stage has failed.
+/// How often a running step looks whether it is to go on.
 const STOP_CHECK: Duration = Duration::from_millis(50);
 
-/// Tells the output until it ends; returns the last lines. A failing sibling stage ends the process.
+/// Tells the output until it ends; returns the last lines. A failing sibling stage or an interrupt ends the process.
 pub(super) fn follow(build: &Build<'_>, id: StepId, running: &mut Running) -> Vec<String> {
     let last = Mutex::new(VecDeque::new());
     let done = AtomicBool::new(false);
     let (stdout, stderr) = (running.stdout.take(), running.stderr.take());
     let pidfd = running.pidfd();
     std::thread::scope(|scope| {
-        let tell = |stream, line: &[u8]| {
-            let line = String::from_utf8_lossy(line).into_owned();
+        let tell = |stream, piece: Piece<'_>| {
+            let line = match piece {
+                Piece::Line(line) => String::from_utf8_lossy(line).into_owned(),
+                Piece::Overwritten(line) => {
+                    let line = String::from_utf8_lossy(line).into_owned();
+                    return (build.events)(Event::StepProgress { id, line });
+                }
+            };
             let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
             if last.len() == LAST_LINES_MAX {
                 last.pop_front();
@@ -40,7 +46,7 @@ pub(super) fn follow(build: &Build<'_>, id: StepId, running: &mut Running) -> Ve
             (build.events)(Event::StepOutput { id, stream, line });
         };
         let readers = [(OutputStream::Stdout, stdout), (OutputStream::Stderr, stderr)]
-            .map(|(stream, pipe)| scope.spawn(move || read_lines(pipe, &|line| tell(stream, line))));
+            .map(|(stream, pipe)| scope.spawn(move || read_lines(pipe, &|piece| tell(stream, piece))));
         let watcher = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 if build.check_stopped().is_err() {
@@ -62,34 +68,117 @@ pub(super) fn follow(build: &Build<'_>, id: StepId, running: &mut Running) -> Ve
     last.into_inner().unwrap_or_else(PoisonError::into_inner).into()
 }
 
-/// Reads a pipe to its end and cuts it into lines; carriage returns are dropped.
-fn read_lines(pipe: Option<File>, tell: &dyn Fn(&[u8])) {
+/// Reads a pipe to its end and cuts it into lines.
+fn read_lines(pipe: Option<File>, tell: &dyn Fn(Piece<'_>)) {
     let Some(mut pipe) = pipe else { return };
-    let (mut chunk, mut line) = (vec![0; 8192], Vec::new());
+    let mut chunk = vec![0; 8192];
+    let mut lines = Lines::default();
     loop {
-        let length = match pipe.read(&mut chunk) {
+        match pipe.read(&mut chunk) {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Ok(0) | Err(_) => break,
-            Ok(length) => length,
-        };
-        for byte in &chunk[..length] {
+            Ok(length) => lines.feed(&chunk[..length], tell),
+        }
+    }
+    lines.end(tell);
+}
+
+/// A piece of output.
+#[derive(Debug, PartialEq, Eq)]
+enum Piece<'a> {
+    /// A line that stands.
+    Line(&'a [u8]),
+    /// A line that is going to be overwritten.
+    Overwritten(&'a [u8]),
+}
+
+/// Output on its way to lines.
+#[derive(Default)]
+struct Lines {
+    line: Vec<u8>,
+    /// A carriage return came last. What follows overwrites the line, unless it is the line's end.
+    returned: bool,
+}
+
+impl Lines {
+    fn feed(&mut self, bytes: &[u8], tell: &dyn Fn(Piece<'_>)) {
+        for &byte in bytes {
             match byte {
                 b'\n' => {
-                    tell(&line);
-                    line.clear();
+                    tell(Piece::Line(&self.line));
+                    self.clear();
                 }
-                b'\r' => {}
+                b'\r' => {
+                    if !self.returned && !self.line.is_empty() {
+                        tell(Piece::Overwritten(&self.line));
+                    }
+                    self.returned = true;
+                }
                 byte => {
-                    line.push(*byte);
-                    if line.len() == LINE_BYTES_MAX {
-                        tell(&line);
-                        line.clear();
+                    if self.returned {
+                        self.clear();
+                    }
+                    self.line.push(byte);
+                    if self.line.len() == LINE_BYTES_MAX {
+                        tell(Piece::Line(&self.line));
+                        self.clear();
                     }
                 }
             }
         }
     }
-    if !line.is_empty() {
-        tell(&line);
+
+    fn end(&mut self, tell: &dyn Fn(Piece<'_>)) {
+        if !self.line.is_empty() {
+            tell(Piece::Line(&self.line));
+            self.clear();
+        }
+    }
+
+    fn clear(&mut self) {
+        self.line.clear();
+        self.returned = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// Lines as they are, overwritten ones with a `~`.
+    fn pieces(chunks: &[&str]) -> Vec<String> {
+        let told = RefCell::new(Vec::new());
+        let tell = |piece: Piece<'_>| {
+            let (mark, bytes) = match piece {
+                Piece::Line(bytes) => ("", bytes),
+                Piece::Overwritten(bytes) => ("~", bytes),
+            };
+            told.borrow_mut().push(format!("{mark}{}", String::from_utf8_lossy(bytes)));
+        };
+        let mut lines = Lines::default();
+        chunks.iter().for_each(|chunk| lines.feed(chunk.as_bytes(), &tell));
+        lines.end(&tell);
+        told.into_inner()
+    }
+
+    #[test]
+    fn output_becomes_lines() {
+        let table: [(&[&str], &[&str]); 8] = [
+            (&["a\nb\n\nc"], &["a", "b", "", "c"]),
+            (&["a\r\nb\r\n"], &["~a", "a", "~b", "b"]),
+            (&["1%\r2%\r3%\n"], &["~1%", "~2%", "3%"]),
+            (&["1%\r", "2%\r", "\n"], &["~1%", "~2%", "2%"]),
+            (&["\r1%\r2%"], &["~1%", "2%"]),
+            (&["a\r\r\nb"], &["~a", "a", "b"]),
+            (&["\r\n"], &[""]),
+            (&[], &[]),
+        ];
+        for (chunks, expected) in table {
+            assert_eq!(pieces(chunks), expected, "{chunks:?}");
+        }
+        let long = "x".repeat(LINE_BYTES_MAX + 1);
+        assert_eq!(pieces(&[&long]).iter().map(String::len).collect::<Vec<_>>(), [LINE_BYTES_MAX, 1]);
     }
 }

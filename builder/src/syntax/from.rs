@@ -26,9 +26,13 @@ pub(crate) fn from(arguments: Arguments<'_, '_>) -> Result<From, Diagnostic> {
             (base, Some(name))
         }
         [_, word, ..] => {
+            let help = match word.text().starts_with('#') {
+                true => super::COMMENT_HELP,
+                false => "write `FROM image AS name`",
+            };
             return Err(Diagnostic::error(word.span(), "FROM takes one image, or `image AS name`")
                 .label("not expected here")
-                .help("write `FROM image AS name`"));
+                .help(help));
         }
         [] => return Err(Diagnostic::error(arguments.keyword.span(), "FROM wants an image")),
     };

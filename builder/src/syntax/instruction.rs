@@ -21,6 +21,8 @@ pub(crate) struct Parser<'a> {
     warnings: Vec<Diagnostic>,
     stage_begun: bool,
     stages: usize,
+    /// A here-document was not closed: what follows may be its body.
+    heredoc_is_open: bool,
 }
 
 /// What the parsers of arguments get to see.
@@ -38,7 +40,14 @@ pub(crate) struct Arguments<'a, 'p> {
 impl<'a> Parser<'a> {
     pub(crate) fn new(source: &'a SourceFile, escape: char, origin: Option<Span>) -> Parser<'a> {
         let lines = Lines::new(source, escape, origin);
-        Parser { lines, errors: Vec::new(), warnings: Vec::new(), stage_begun: false, stages: 0 }
+        Parser {
+            lines,
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            stage_begun: false,
+            stages: 0,
+            heredoc_is_open: false,
+        }
     }
 
     pub(crate) fn escape(&self) -> char {
@@ -116,7 +125,10 @@ impl<'a> Parser<'a> {
         let (keyword, rest) = whole.split_word();
         let Some(name) = INSTRUCTION_NAMES.into_iter().find(|name| name.eq_ignore_ascii_case(keyword.text()))
         else {
-            self.errors.push(unknown_instruction(keyword));
+            // Behind a body whose end is missing, which has been told, most lines are that body's.
+            if !self.heredoc_is_open || looks_misspelt(keyword) {
+                self.errors.push(unknown_instruction(keyword, !self.stage_begun && self.errors.is_empty()));
+            }
             return None;
         };
         let errors_before = self.errors.len();
@@ -169,6 +181,7 @@ impl<'a> Parser<'a> {
                 // What follows in the file can no longer be told from the bodies.
                 Err(error) => {
                     self.errors.push(error);
+                    self.heredoc_is_open = true;
                     break;
                 }
             }
@@ -219,10 +232,18 @@ pub(crate) fn heredocs_of(kind: &InstructionKind) -> Vec<&Heredoc> {
     heredocs.collect()
 }
 
-fn unknown_instruction(keyword: Piece<'_>) -> Diagnostic {
+/// Whether a word is written as instructions are, and near to one.
+fn looks_misspelt(keyword: Piece<'_>) -> bool {
+    let is_upper = keyword.text().chars().all(|c| c.is_ascii_uppercase());
+    is_upper && suggest::nearest(keyword.text(), INSTRUCTION_NAMES).is_some()
+}
+
+/// `is_first` says that no instruction stands before it.
+fn unknown_instruction(keyword: Piece<'_>, is_first: bool) -> Diagnostic {
     let error = Diagnostic::error(keyword.span(), format!("unknown instruction `{}`", keyword.text()));
     match suggest::nearest(keyword.text(), INSTRUCTION_NAMES) {
         Some(near) => error.did_you_mean(Some(near)),
+        None if is_first => error.help("a Buildfile begins with `FROM image`; is this one?"),
         None => error
             .help("if the line belongs to the instruction above, end the line before it with a continuation"),
     }

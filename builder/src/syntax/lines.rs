@@ -113,6 +113,7 @@ impl<'a> Lines<'a> {
     /// mistake, so the file position is then left where it was.
     pub(crate) fn heredoc_body(&mut self, marker: HeredocMarker) -> Result<Heredoc, Diagnostic> {
         let first = self.next;
+        let mut near = None;
         let mut content = String::new();
         let begin = self.peek().map_or(self.source.text().len(), |line| line.start);
         while let Some(line) = self.peek() {
@@ -126,6 +127,9 @@ impl<'a> Lines<'a> {
                 let span = self.origin.unwrap_or(Span::new(begin, line.start));
                 return Ok(marker.with_content(content, span));
             }
+            if near.is_none() && text.trim() == marker.name {
+                near = Some(self.next - 1);
+            }
             content.push_str(raw);
             if content.len() > super::HEREDOC_BYTES_MAX {
                 let limit = super::HEREDOC_BYTES_MAX;
@@ -137,9 +141,17 @@ impl<'a> Lines<'a> {
             }
         }
         self.next = first;
-        Err(Diagnostic::error(marker.span, format!("here-document `{}` is never closed", marker.name))
-            .label("opened here")
-            .help(format!("end it with a line that holds only `{}`", marker.name)))
+        let error =
+            Diagnostic::error(marker.span, format!("here-document `{}` is never closed", marker.name))
+                .label("opened here")
+                .help(format!("end it with a line that holds only `{}`", marker.name));
+        Err(match near {
+            Some(line) if marker.strip_tabs => error.note(format!(
+                "line {line} holds it with blanks around it; `<<-` allows tabs before it only"
+            )),
+            Some(line) => error.note(format!("line {line} holds it with blanks around it")),
+            None => error,
+        })
     }
 
     /// Offset where the last line that was read ends, its line end not included.

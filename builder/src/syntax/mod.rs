@@ -88,6 +88,9 @@ pub fn parse(source: &SourceFile) -> Result<Buildfile, Vec<Diagnostic>> {
     Ok(Buildfile { directives, escape, instructions, warnings })
 }
 
+/// What helps when a `#` stands behind an instruction.
+pub(crate) const COMMENT_HELP: &str = "a comment stands on a line of its own";
+
 /// Parses the text of an ONBUILD trigger, as found in a base image's config. All spans in the result
 /// are `origin`, the place of the FROM that brought the trigger in.
 ///

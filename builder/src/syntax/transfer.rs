@@ -64,6 +64,13 @@ fn check_directory(name: &str, sources: &[TransferSource], destination: &Word) -
     let error = Diagnostic::error(destination.span, format!("{name} with several sources wants a directory"))
         .label("does not end in `/`");
     let quoted = |source: &TransferSource| matches!(source, TransferSource::Path(path) if path.text.contains(['"', '\'']));
+    let words = sources.iter().filter_map(|source| match source {
+        TransferSource::Path(path) => Some(path),
+        TransferSource::Heredoc(_) => None,
+    });
+    if let Some(comment) = words.chain([destination]).find(|word| word.text.starts_with('#')) {
+        return Err(Diagnostic::error(comment.span, "`#` begins no comment here").help(super::COMMENT_HELP));
+    }
     Err(match sources.iter().any(quoted) {
         true => error.help(format!("paths with blanks want the JSON form: `{name} [\"a b\", \"/c d/\"]`")),
         false => error.help(format!("write `{text}/`")),

@@ -1,8 +1,10 @@
 //! `rimg build`: an image from a Buildfile.
 
 mod bases;
+mod contexts;
 mod output;
 mod show;
+mod signals;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -45,6 +47,10 @@ pub(crate) struct BuildArgs {
     /// Set a build argument; NAME alone passes on the caller's environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     build_arg: Vec<String>,
+    /// A further source for FROM, COPY --from and mounts: a folder, docker-image://NAME[:TAG], or
+    /// oci-layout://DIR[:TAG|@DIGEST]; it comes before stages and images of that name
+    #[arg(long, value_name = "NAME=VALUE")]
+    build_context: Vec<String>,
     /// Build up to this stage
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
@@ -134,7 +140,14 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
         UserNamespace::Unused => {}
     }
     let steps = Steps::new(&display, &source, args.explain);
-    let result = builder.build(&|event| steps.show(event)).map_err(|error| explain(&error, &source))?;
+    let build = || builder.build(&|event| steps.show(event));
+    let result = match signals::interruptible(&builder.interrupt(), &display, build) {
+        Ok(result) => result,
+        // Finished steps stay in the cache, which holds on to what it needs; leases end with the process.
+        Err(interrupted) => return Err(interrupted.tell(&display)),
+    };
+    display.close();
+    let result = result.map_err(|error| explain(&error, &source))?;
     for spec in &args.output {
         output::write(&store, &result, spec)?;
     }
@@ -208,6 +221,11 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
     if let Some(text) = options.build_args.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) {
         options.epoch = Epoch::parse(text)?;
         options.epoch_is_given = true;
+    }
+    let working_folder = std::env::current_dir().context("failed to find the working folder")?;
+    for context in &args.build_context {
+        let (name, value) = contexts::parse(context, &working_folder)?;
+        options.named_contexts.insert(name, value);
     }
     for label in &args.label {
         let (name, value) = label.split_once('=').unwrap_or((label, ""));

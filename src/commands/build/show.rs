@@ -8,7 +8,6 @@ use rimg_builder::events::{Event, LayerSummary, StageOutline, StepId};
 use rimg_builder::source::SourceFile;
 
 use crate::progress::{Change, Display, Outcome, TaskId};
-use crate::terminal::colour_on_stderr;
 use crate::units;
 
 /// Longest instruction shown in a title.
@@ -39,14 +38,12 @@ impl<'a> Steps<'a> {
         match event {
             Event::Planned { stages } => state.stages = stages,
             Event::Warning(diagnostic) => {
-                let style = if colour_on_stderr() { Style::Colour } else { Style::Plain };
-                for line in diagnostic.render(self.source, style).trim_end().lines() {
-                    crate::terminal::note(line);
-                }
+                let style = if self.display.has_colour() { Style::Colour } else { Style::Plain };
+                let text = diagnostic.render(self.source, style).trim_end().to_owned();
+                self.display.apply(Change::Diagnostic { text });
             }
             Event::StepStarted { id } => {
-                // Blobs of base images count from 1 as well, so steps have numbers of their own.
-                let task = state.tasks.len() as TaskId + STEP_TASKS_FROM;
+                let task = self.display.number();
                 state.tasks.insert(id, task);
                 let title = title(&state.stages, id);
                 self.display.apply(Change::Begin { task, title, total_bytes: None });
@@ -59,6 +56,11 @@ impl<'a> Steps<'a> {
                     self.display.apply(Change::Log { task, line });
                 }
             }
+            Event::StepProgress { id, line } => {
+                if let Some(&task) = state.tasks.get(&id) {
+                    self.display.apply(Change::Partial { task, line });
+                }
+            }
             Event::StepCached { id, key, .. } => {
                 let key = key.filter(|_| self.explain);
                 let detail = key.map_or_else(String::new, |key| format!("key {key}"));
@@ -69,6 +71,7 @@ impl<'a> Steps<'a> {
                 self.end(&state, id, Outcome::Done, detail);
             }
             Event::StepFailed { id } => self.end(&state, id, Outcome::Failed, String::new()),
+            Event::StepStopped { id } => self.end(&state, id, Outcome::Stopped, String::new()),
             Event::Finished { .. } => {}
         }
     }
@@ -85,9 +88,6 @@ impl<'a> Steps<'a> {
         }
     }
 }
-
-/// Where the numbers of steps begin.
-const STEP_TASKS_FROM: TaskId = 1;
 
 /// `[web 2/5] COPY site /srv`, as BuildKit titles steps.
 fn title(stages: &[StageOutline], id: StepId) -> String {
