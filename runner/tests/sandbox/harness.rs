@@ -1,13 +1,11 @@
-//! A small test runner for a program that re-executes itself, and a tiny root to run in.
+//! Running the tests of a program that re-executes itself, and a tiny root to run in.
 //!
-//! Understands a filter argument and `--exact`; every failure is printed and counted. The root is made of
-//! busybox-static; its absence is an error that says what to install.
+//! The root is made of busybox-static; its absence is an error that says what to install.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use rimg_runner::spec::{RootFs, Stdio, Upper};
@@ -16,21 +14,18 @@ use rimg_runner::{ExitStatus, Sandbox, SandboxError, SandboxSpec};
 
 pub(crate) type Test = (&'static str, fn());
 
-/// Runs the tests whose name contains the first argument and exits.
+/// Runs the tests that the command line asks for, as `cargo test` always does, and exits.
 pub(crate) fn run(tests: &[Test]) -> ! {
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let mut failed = Vec::new();
-    let mut count = 0;
-    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
-        count += 1;
-        let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
-        eprintln!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        if !passed {
-            failed.push(*name);
-        }
-    }
-    eprintln!("{count} run, {} failed {failed:?}", failed.len());
-    std::process::exit(i32::from(!failed.is_empty()));
+    let mut arguments = libtest_mimic::Arguments::from_args();
+    // One after the other: a foreground run has the process's signals to itself.
+    arguments.test_threads = Some(1);
+    let trial = |&(name, test): &Test| {
+        libtest_mimic::Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    libtest_mimic::run(&arguments, tests.iter().map(trial).collect()).exit()
 }
 
 /// How this process's ids are mapped; set once by `main`.
@@ -42,7 +37,8 @@ pub(crate) fn mapping() -> Mapping {
 
 /// Says loudly that something could not be tested here.
 pub(crate) fn skipped(what: &str, why: &str) {
-    eprintln!("SKIPPED {what}: {why}");
+    // The harness has begun a line.
+    eprintln!("\nSKIPPED {what}: {why}");
 }
 
 /// A root of one busybox layer with an upper directory; removed when dropped.

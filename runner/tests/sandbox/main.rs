@@ -17,7 +17,6 @@ fn main() {
         return;
     }
     let mapping = rimg_runner::userns::enter().unwrap();
-    eprintln!("ids: {mapping:?}");
     harness::MAPPING.set(mapping).unwrap();
     if let Some(root) = std::env::var_os("RIMG_TEST_VICTIM") {
         life::victim(root.as_ref());
