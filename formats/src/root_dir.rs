@@ -588,16 +588,18 @@ mod tests {
         std::fs::write(outside.join("kept"), "").unwrap();
         // Deeper than the number of open files allowed, with a closed directory and links out of it on the way.
         let mut current = root.mkdir_all(&path("deep")).unwrap();
+        let mut half_way = None;
         for level in 0..1500 {
             current.create_dir(b"d", 0o755).unwrap();
             current.create_file(b"f", 0o644).unwrap();
             current.symlink(b"l", outside.as_os_str().as_encoded_bytes()).unwrap();
             let next = current.open_dir(b"d").unwrap();
+            let above = std::mem::replace(&mut current, next);
             if level == 700 {
-                current.set_mode(b"d", 0).unwrap();
+                half_way = Some(above);
             }
-            current = next;
         }
+        half_way.unwrap().set_mode(b"d", 0).unwrap();
         root.remove_tree(&path("deep")).unwrap();
         assert!(!directory.path().join("deep").exists());
         assert!(outside.join("kept").exists());
