@@ -14,6 +14,7 @@ use rimg_formats::reference::RegistryHost;
 use rustls::CertificateError;
 
 use super::error::{ClientError, sanitise, shown_url};
+use super::names::LookupError;
 use super::wire::host_of;
 
 /// Why no connection came about.
@@ -245,12 +246,10 @@ fn no_connection(error: &reqwest::Error, connect_timeout: Duration) -> NoConnect
     }
     let mut next = error.source();
     while let Some(link) = next {
-        // The connector's words, of a type that is private.
-        if link.to_string() == "dns error" {
-            let reason = innermost(error);
-            // The resolver's words for an answer without addresses.
-            let unknown = reason.starts_with("no records found");
-            return if unknown { NoConnection::NameUnknown } else { NoConnection::NameLookup(reason) };
+        match link.downcast_ref::<LookupError>() {
+            Some(LookupError::Unknown) => return NoConnection::NameUnknown,
+            Some(LookupError::Failed(reason)) => return NoConnection::NameLookup(sanitise(reason)),
+            None => {}
         }
         match link.downcast_ref::<io::Error>().map(io::Error::kind) {
             Some(io::ErrorKind::ConnectionRefused) => return NoConnection::Refused,
@@ -302,7 +301,12 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         // Whatever proxy the machine uses: it would be asked for the name.
         let tls = crate::client::tls::trust_nobody().unwrap();
-        let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls).build().unwrap();
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .tls_backend_preconfigured(tls)
+            .dns_resolver(super::super::names::SystemResolver::default())
+            .build()
+            .unwrap();
         let url: Url = "https://registry.invalid/v2/".parse().unwrap();
         let sent = client.get(url.clone()).send();
         let error = runtime.block_on(sent).unwrap_err();

@@ -23,6 +23,7 @@ mod error;
 mod listing;
 mod login;
 mod manifests;
+mod names;
 mod pipe;
 mod referrers;
 mod repository;

@@ -19,6 +19,7 @@ use super::ClientOptions;
 use super::diagnosis::{innermost, network};
 use super::endpoint::{self, same_origin};
 use super::error::{ClientError, message_of, sanitise};
+use super::names::SystemResolver;
 use super::retry;
 use super::tls;
 
@@ -73,12 +74,13 @@ enum Pool {
 #[derive(Debug)]
 pub(super) struct Wire {
     pub(super) options: ClientOptions,
+    resolver: SystemResolver,
     pools: Mutex<HashMap<(Pool, bool), HttpClient>>,
 }
 
 impl Wire {
     pub(super) fn new(options: ClientOptions) -> Wire {
-        Wire { options, pools: Mutex::new(HashMap::new()) }
+        Wire { options, resolver: SystemResolver::default(), pools: Mutex::new(HashMap::new()) }
     }
 
     /// The folder of certificates for `host`, as docker and podman keep them.
@@ -123,6 +125,7 @@ impl Wire {
             .referer(false)
             .connect_timeout(self.options.connect_timeout)
             .tcp_keepalive(Duration::from_secs(30))
+            .dns_resolver(self.resolver.clone())
             // A name that needs no server, and must not be asked of one.
             .resolve_to_addrs("localhost", &here);
         if loopback {
