@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# run.sh: boots the kernels that users have, under qemu without KVM, and checks on each that rimg builds and runs.
+#
+#   RIMG=BINARY TESTS=DIRECTORY tests/kernels/run.sh [RELEASE…]
+#
+# RIMG is a static binary. TESTS, if given, holds static test programs of the runner, `sandbox` and `unit`. RELEASES are
+# bullseye (5.10), bookworm (6.1), trixie (6.12), sid (the newest) and `systemd`; all by default. Two machines run at a
+# time: one processor each. KERNELS=DIRECTORY keeps the kernels between runs.
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+# shellcheck source=tests/kernels/machine.sh
+. tests/kernels/machine.sh
+# shellcheck source=tests/clients/steps.sh
+. tests/clients/steps.sh
+
+RIMG=$(realpath "${RIMG:?the static binary}")
+KERNELS=${KERNELS:-$PWD/target/kernels}
+PEERS_DIR=$(mktemp -d "${TMPDIR:-/tmp}/rimg-kernels.XXXXXX")
+trap 'rm -rf "$PEERS_DIR"' EXIT
+
+main() {
+    local releases=("$@")
+    [ "$#" -gt 0 ] || releases=(bullseye bookworm trixie sid)
+    need 'the guest' make_guest "$PEERS_DIR/guest"
+    local release running=0
+    for release in "${releases[@]}"; do
+        machine "$release" >"$PEERS_DIR/$release.out" 2>&1 &
+        running=$((running + 1))
+        [ "$running" -lt 2 ] || {
+            wait -n
+            running=$((running - 1))
+        }
+    done
+    wait
+    for release in "${releases[@]}"; do
+        results "$release"
+    done
+    steps_end
+}
+
+# What every machine's disk holds: busybox as the system, rimg, the checks, a base, the tests.
+make_guest() {
+    local guest=$1 applet
+    mkdir -p "$guest"/{bin,sbin,etc,root,tmp,run,var/checks,proc,sys,dev,mnt,home/user,rimg/bin,rimg/tests,rimg/base} || return 1
+    chmod 1777 "$guest/var/checks" "$guest/tmp"
+    cp /bin/busybox "$guest/bin/busybox" || return 1
+    for applet in $(busybox --list | grep -vx busybox); do ln -s busybox "$guest/bin/$applet"; done
+    printf 'root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\n' >"$guest/etc/passwd"
+    printf 'root:x:0:\nuser:x:1000:\n' >"$guest/etc/group"
+    echo '127.0.0.1 localhost' >"$guest/etc/hosts"
+    cp "$RIMG" "$guest/rimg/bin/rimg" || return 1
+    cp tests/kernels/guest/machine tests/kernels/guest/checks "$guest/rimg/" || return 1
+    [ -z "${TESTS:-}" ] || cp "$TESTS"/* "$guest/rimg/tests/" || return 1
+    mkdir -p "$guest"/rimg/base/{bin,etc,tmp,root,proc,sys,dev}
+    chmod 1777 "$guest/rimg/base/tmp"
+    cp -a "$guest"/bin/. "$guest/rimg/base/bin/"
+    cp "$guest"/etc/{passwd,group} "$guest/rimg/base/etc/"
+    echo 'FROM ./base' >"$guest/rimg/base.Buildfile"
+    make_disk "$PEERS_DIR/disk.img" "$guest"
+}
+
+machine() {
+    local release=$1 kernel=$KERNELS/$1
+    tests/kernels/fetch.sh "$release" "$kernel" || return 1
+    make_initramfs "$PEERS_DIR/$release.cpio.gz" "$kernel" || return 1
+    cp --sparse=always "$PEERS_DIR/disk.img" "$PEERS_DIR/$release.img"
+    boot "$kernel" "$PEERS_DIR/$release.cpio.gz" "$PEERS_DIR/$release.log" \
+        -drive "file=$PEERS_DIR/$release.img,if=virtio,format=raw,cache=unsafe"
+    echo "qemu ended with $?"
+    rm -f "$PEERS_DIR/$release.img"
+}
+
+# A machine's lines, counted like any step. One that did not get to its end is a failure of its own.
+results() {
+    local release=$1 log=$PEERS_DIR/$1.log line version seconds
+    version=$(tr -d '\r' <"$log" 2>/dev/null | sed -n 's/^KERNEL //p')
+    printf '\n== %s: Linux %s\n' "$release" "${version:-did not start}"
+    while IFS= read -r line; do
+        case $line in
+        'RESULT ok '*) STEPS_PASSED=$((STEPS_PASSED + 1)) && printf 'ok      %s/%s\n' "$release" "${line#RESULT ok }" ;;
+        'RESULT SKIPPED '*) skip "$release/${line#RESULT SKIPPED }" 'said by the test program' ;;
+        'RESULT FAILED '*) STEPS_FAILED=$((STEPS_FAILED + 1)) && printf 'FAILED  %s/%s\n' "$release" "${line#RESULT FAILED }" ;;
+        '    | '*) printf '    %s\n' "$line" ;;
+        esac
+    done < <(tr -d '\r' <"$log" 2>/dev/null)
+    grep -q '^MACHINE DONE' "$log" 2>/dev/null || {
+        STEPS_FAILED=$((STEPS_FAILED + 1))
+        printf 'FAILED  %s: the machine did not come to its end\n' "$release"
+        tail -n 15 "$PEERS_DIR/$release.out" "$log" 2>/dev/null | cut -c1-300 | sed 's/^/    | /'
+    }
+}
+
+main "$@"
