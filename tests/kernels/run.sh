@@ -16,11 +16,13 @@ cd "$(dirname "$0")/../.." || exit 1
 RIMG=$(realpath "${RIMG:?the static binary}")
 KERNELS=${KERNELS:-$PWD/target/kernels}
 PEERS_DIR=$(mktemp -d "${TMPDIR:-/tmp}/rimg-kernels.XXXXXX")
-trap 'rm -rf "$PEERS_DIR"' EXIT
+# A machine outlives the shell that started it, so it is looked up by its files.
+trap 'pkill -KILL -f -- "-initrd $PEERS_DIR/"; rm -rf "$PEERS_DIR"' EXIT
+trap 'exit 143' TERM INT HUP
 
 main() {
     local releases=("$@")
-    [ "$#" -gt 0 ] || releases=(bullseye bookworm trixie sid)
+    [ "$#" -gt 0 ] || releases=(bullseye bookworm trixie sid systemd)
     need 'the guest' make_guest "$PEERS_DIR/guest"
     local release running=0
     for release in "${releases[@]}"; do
@@ -59,12 +61,48 @@ make_guest() {
     make_disk "$PEERS_DIR/disk.img" "$guest"
 }
 
+# Debian 13 with systemd: the guest's files on a system made by mmdebstrap.
+make_systemd_disk() {
+    local root=$PEERS_DIR/systemd version=$1 modules=$2
+    mmdebstrap --quiet --variant=minbase \
+        --include=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,uidmap,kmod,procps,apparmor,busybox-static \
+        trixie "$root" || return 1
+    mkdir -p "$root/rimg/base" "$root/usr/lib/modules"
+    cp -a "$modules" "$root/usr/lib/modules/$version"
+    depmod --basedir "$root" "$version"
+    cp -a "$PEERS_DIR"/guest/rimg/. "$root/rimg/"
+    install -m 755 tests/kernels/guest/systemd-checks "$root/rimg/systemd-checks"
+    mkdir -p "$root/var/checks" && chmod 1777 "$root/var/checks"
+    chroot "$root" useradd --create-home --uid 1000 user || return 1
+    mkdir -p "$root/var/lib/systemd/linger" && : >"$root/var/lib/systemd/linger/user"
+    cat >"$root/etc/systemd/system/checks.service" <<'UNIT' || return 1
+[Unit]
+After=multi-user.target user@1000.service
+[Service]
+Type=oneshot
+ExecStart=/rimg/systemd-checks
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+UNIT
+    mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+    ln -s ../checks.service "$root/etc/systemd/system/multi-user.target.wants/checks.service"
+    make_disk "$PEERS_DIR/systemd.img" "$root" || return 1
+    rm -rf "$root"
+}
+
 machine() {
-    local release=$1 kernel=$KERNELS/$1
-    tests/kernels/fetch.sh "$release" "$kernel" || return 1
+    local release=$1 kernel=$KERNELS/$1 append=
+    if [ "$release" = systemd ]; then
+        kernel=$KERNELS/trixie
+        tests/kernels/fetch.sh trixie "$kernel" || return 1
+        make_systemd_disk "$(cat "$kernel/version")" "$kernel/modules" || return 1
+        append='machine=/sbin/init apparmor=1 security=apparmor systemd.mask=serial-getty@ttyS0.service systemd.show_status=0'
+    fi
+    [ "$release" = systemd ] || tests/kernels/fetch.sh "$release" "$kernel" || return 1
     make_initramfs "$PEERS_DIR/$release.cpio.gz" "$kernel" || return 1
-    cp --sparse=always "$PEERS_DIR/disk.img" "$PEERS_DIR/$release.img"
-    boot "$kernel" "$PEERS_DIR/$release.cpio.gz" "$PEERS_DIR/$release.log" \
+    [ "$release" = systemd ] || cp --sparse=always "$PEERS_DIR/disk.img" "$PEERS_DIR/$release.img"
+    MACHINE_APPEND=$append boot "$kernel" "$PEERS_DIR/$release.cpio.gz" "$PEERS_DIR/$release.log" \
         -drive "file=$PEERS_DIR/$release.img,if=virtio,format=raw,cache=unsafe"
     echo "qemu ended with $?"
     rm -f "$PEERS_DIR/$release.img"
