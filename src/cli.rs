@@ -8,7 +8,7 @@ use crate::commands;
 
 /// Build, ship and run OCI images: one binary, no daemon, no root.
 #[derive(Debug, Parser)]
-#[command(name = "rimg", version, propagate_version = false, max_term_width = 100)]
+#[command(name = "rimg", version, propagate_version = false, max_term_width = 100, args_override_self = true)]
 #[command(
     after_help = "Run `rimg COMMAND --help` for the flags of a command, and `rimg doctor` to see what this machine allows."
 )]

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
-use rimg_formats::reference::{DOCKER_HUB, RegistryHost};
+use rimg_formats::reference::{DOCKER_HUB, ReferenceError, RegistryHost};
 use rimg_registry::client::{AuthFiles, Client, ClientError, Credential};
 
 use super::remote::RemoteArgs;
@@ -18,7 +18,7 @@ const PASSWORD_BYTES_MAX: u64 = 64 << 10;
 #[command(after_help = "Credentials that docker or podman keep are used as well, without logging in again.")]
 pub(crate) struct LoginArgs {
     /// The registry
-    #[arg(default_value = DOCKER_HUB, value_name = "REGISTRY")]
+    #[arg(default_value = DOCKER_HUB, value_name = "REGISTRY", value_parser = registry)]
     registry: RegistryHost,
     /// The user name
     #[arg(short, long)]
@@ -38,8 +38,14 @@ pub(crate) struct LoginArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogoutArgs {
     /// The registry
-    #[arg(default_value = DOCKER_HUB, value_name = "REGISTRY")]
+    #[arg(default_value = DOCKER_HUB, value_name = "REGISTRY", value_parser = registry)]
     registry: RegistryHost,
+}
+
+/// A registry as people type it: scheme and path of a URL are left out, as docker does.
+fn registry(text: &str) -> Result<RegistryHost, ReferenceError> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
+    host.split('/').next().unwrap_or(host).parse()
 }
 
 pub(crate) fn login(_: &Session, args: LoginArgs) -> Result<(), Failure> {
@@ -123,4 +129,24 @@ fn ask_hidden(question: &str) -> Result<String, Failure> {
     tcsetattr(&stdin, OptionalActions::Flush, &shown).map_err(io::Error::from)?;
     note("");
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_its_host() {
+        for text in
+            ["reg.test:5000", "https://reg.test:5000", "http://reg.test:5000/", "https://reg.test:5000/v1/x"]
+        {
+            assert_eq!(
+                registry(text).map(|host| host.as_str().to_owned()).ok().as_deref(),
+                Some("reg.test:5000")
+            );
+        }
+        for bad in ["", "https://", "ftp://reg.test", "https:///x"] {
+            assert!(registry(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -55,6 +55,63 @@ fn the_command_comes_from_the_image_or_the_caller() {
     assert_eq!(run(&world, &["--entrypoint", "/bin/echo", "box", "a", "b"]).ok(), "a b\n");
 }
 
+/// What stands behind the image never mounts, changes the user or opens the network.
+#[test]
+fn words_behind_the_image_belong_to_the_command() {
+    let world = world();
+    world.write("Buildfile", "FROM box\nENTRYPOINT [\"/bin/echo\", \"ARGS:\"]\n");
+    world.build(".", &["-t", "entry"]);
+    for words in [
+        &["-u", "app"][..],
+        &["--help"],
+        &["-h"],
+        &["-v/tmp:/x", "-q"],
+        &["--root", "/nowhere"],
+        &["-v", "/etc:/h", "--network", "host", "--", "--rm"],
+    ] {
+        let all: Vec<&str> = ["entry"].iter().chain(words).copied().collect();
+        assert_eq!(run(&world, &all).ok(), format!("ARGS: {}\n", words.join(" ")));
+    }
+    let refused = run(&world, &["--entrypoint", "/bin/cat", "box", "-v", "/etc:/h", "/h/hostname"]);
+    assert_ne!(refused.code, 0, "{}", refused.stdout);
+}
+
+#[test]
+fn flags_have_dockers_grammar() {
+    let world = world();
+    for flags in [
+        &["-m", "0"][..],
+        &["--pids-limit", "-1"],
+        &["--pids-limit=0"],
+        &["--cpus", "0"],
+        &["--rm=true", "-it=false"],
+        &["--workdir", ""],
+    ] {
+        let all: Vec<&str> = flags.iter().chain(&["box", "true"]).copied().collect();
+        run(&world, &all).ok();
+    }
+    assert_eq!(run(&world, &["-h", "web", "box", "hostname"]).ok(), "web\n");
+    let seen = run(&world, &["-e", "A B=1", "-e", "FROM_IMAGE", "box", "env"]).ok();
+    assert!(seen.contains("A B=1\n") && !seen.contains("FROM_IMAGE"), "{seen}");
+    let refused = |flags: &[&str]| {
+        let all: Vec<&str> = flags.iter().chain(&["box", "true"]).copied().collect();
+        run(&world, &all).fails(125)
+    };
+    world.write("f", "x");
+    assert_eq!(run(&world, &["-v", "./f:/x", "-v", "./f:/x", "box", "cat", "/x"]).ok(), "x");
+    let twice = refused(&["-v", "./f:/x", "-v", "./f:/x/"]);
+    assert!(twice.contains("Duplicate mount point: /x"), "{twice}");
+    let relative = refused(&["-w", "etc"]);
+    assert!(
+        relative.contains("the working directory 'etc' is invalid, it needs to be an absolute path"),
+        "{relative}"
+    );
+    let unsupported = refused(&["--gpus", "all"]);
+    assert_eq!(unsupported, "error: `--gpus` is not supported by rimg run\n");
+    assert!(!refused(&["--no-such-flag"]).contains("-- --"));
+    assert!(refused(&["--network", "bridge"]).contains("not supported yet"));
+}
+
 #[test]
 fn exit_codes_are_dockers() {
     let world = world();

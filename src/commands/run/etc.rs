@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rimg_runner::spec::EtcFile;
 
-use super::NetworkChoice;
+use super::flags::NetworkChoice;
 
 /// `/etc/hostname`, `/etc/hosts` and, where there is a network, `/etc/resolv.conf`.
 pub(super) fn files(hostname: &str, network: NetworkChoice) -> Vec<EtcFile> {

@@ -1,6 +1,6 @@
 //! Flags of `rimg run` that have a grammar of their own: volumes, tmpfs, environment, CPUs. Docker's grammars.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::failure::{Context, Failure};
 use crate::units;
@@ -82,29 +82,79 @@ pub(crate) fn tmpfs(text: &str) -> Result<Tmpfs, String> {
     Ok(tmpfs)
 }
 
-/// Parses `--cpus`: how many processors' time, in millionths of one.
+/// Which network a container sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NetworkChoice {
+    /// The host's network.
+    Host,
+    /// Nothing but a loopback of its own.
+    None,
+}
+
+/// Parses the value of `--network`.
+pub(crate) fn network(text: &str) -> Result<NetworkChoice, String> {
+    match text {
+        "host" => Ok(NetworkChoice::Host),
+        "none" => Ok(NetworkChoice::None),
+        _ => Err(format!("network `{text}` is not supported yet: use none, or host for the host's own")),
+    }
+}
+
+/// Refuses two mounts at one place, as docker does. A volume that is repeated word by word is one; of two tmpfs at one
+/// place the last counts.
+pub(crate) fn check_targets(volumes: &[Volume], tmpfs: &[Tmpfs]) -> Result<(), Failure> {
+    let mut seen: Vec<PathBuf> = tmpfs.iter().map(|tmpfs| lexical(&tmpfs.target)).collect();
+    for (number, volume) in volumes.iter().enumerate() {
+        if volumes[..number].contains(volume) {
+            continue;
+        }
+        let target = lexical(&volume.target);
+        if seen.contains(&target) {
+            return Err(Failure::usage(format!("Duplicate mount point: {}", target.display())));
+        }
+        seen.push(target);
+    }
+    Ok(())
+}
+
+/// The path without `.`, `..`, repeated and trailing slashes, as Go's `path.Clean` makes it.
+fn lexical(path: &str) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => drop(clean.pop()),
+            _ => {}
+        }
+    }
+    clean
+}
+
+/// Parses `--cpus`: how many processors' time, in millionths of one; 0 is no limit.
 pub(crate) fn cpus(text: &str) -> Result<u64, String> {
     let value: f64 =
         text.parse().map_err(|_| format!("`{text}` is not a number of processors, such as 1.5"))?;
     // The kernel's smallest quota is 1 ms in its 100 ms period.
-    if !(0.01..=1_000_000.0).contains(&value) {
+    if value != 0.0 && !(0.01..=1_000_000.0).contains(&value) {
         return Err(format!("`{text}` is not a number of processors between 0.01 and 1000000"));
     }
     Ok((value * 1e6).round() as u64)
 }
 
-/// `-e NAME=value`, or `-e NAME` to pass on the caller's value; `None` when the caller has none.
-pub(crate) fn environment(text: &str) -> Result<Option<String>, Failure> {
-    let name = text.split('=').next().unwrap_or("");
-    if name.is_empty() || name.contains(char::is_whitespace) {
-        return Err(Failure::usage(format!(
-            "`{text}` is not an environment variable: expected NAME=VALUE or NAME"
-        )));
+/// `-e NAME=value`; `-e NAME` passes on the caller's value, and stays a name alone where the caller has none.
+///
+/// Docker lets a name be anything but empty.
+pub(crate) fn environment(text: &str) -> Result<String, Failure> {
+    match text.split_once('=') {
+        Some(("", _)) => Err(not_a_variable(text)),
+        Some(_) => Ok(text.to_owned()),
+        None if text.is_empty() => Err(not_a_variable(text)),
+        None => Ok(std::env::var(text).map_or_else(|_| text.to_owned(), |value| format!("{text}={value}"))),
     }
-    if text.contains('=') {
-        return Ok(Some(text.to_owned()));
-    }
-    Ok(std::env::var(name).ok().map(|value| format!("{name}={value}")))
+}
+
+fn not_a_variable(text: &str) -> Failure {
+    Failure::usage(format!("`{text}` is not an environment variable: expected NAME=VALUE or NAME"))
 }
 
 /// Reads `--env-file`: a variable a line, `#` comments, nothing unquoted or expanded (docker's rules).
@@ -123,7 +173,12 @@ pub(crate) fn environment_file(path: &Path) -> Result<Vec<String>, Failure> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        variables.extend(environment(line).context(format!("{shown}:{}", number + 1))?);
+        let name = line.split('=').next().unwrap_or("");
+        if name.contains(char::is_whitespace) {
+            return Err(not_a_variable(line)).context(format!("{shown}:{}", number + 1));
+        }
+        let variable = environment(line).context(format!("{shown}:{}", number + 1))?;
+        variables.extend(Some(variable).filter(|variable| variable.contains('=')));
     }
     Ok(variables)
 }
@@ -160,8 +215,8 @@ mod tests {
 
     #[test]
     fn processors() {
-        assert_eq!(cpus("0.5"), Ok(500_000));
-        for bad in ["", "0", "-1", "x", "NaN", "inf"] {
+        assert_eq!((cpus("0.5"), cpus("0"), cpus("0.0")), (Ok(500_000), Ok(0), Ok(0)));
+        for bad in ["", "0.001", "-1", "x", "NaN", "inf"] {
             assert!(cpus(bad).is_err(), "{bad}");
         }
     }
@@ -172,8 +227,47 @@ mod tests {
         let path = folder.path().join("env");
         std::fs::write(&path, "\u{feff}# c\n\n A=1 2 # x\nB=\nNOT_SET_ANYWHERE\n").unwrap();
         assert_eq!(environment_file(&path).unwrap(), ["A=1 2 # x", "B="]);
-        std::fs::write(&path, "A=1\n=2\n").unwrap();
-        let (_, text) = environment_file(&path).unwrap_err().report();
-        assert!(text.unwrap().contains("env:2: `=2` is not"));
+        for (content, expected) in [("A=1\n=2\n", "env:2: `=2` is not"), ("A B=1\n", "env:1: `A B=1` is not")]
+        {
+            std::fs::write(&path, content).unwrap();
+            let (_, text) = environment_file(&path).unwrap_err().report();
+            assert!(text.unwrap().contains(expected), "{content}");
+        }
+    }
+
+    #[test]
+    fn environment_variables_may_have_any_name() {
+        for text in ["A B=1", "a-b=", "A==", " =x"] {
+            assert_eq!(environment(text).unwrap(), text);
+        }
+        assert_eq!(environment("NOT_SET_ANYWHERE").unwrap(), "NOT_SET_ANYWHERE");
+        for bad in ["", "=", "=x"] {
+            assert!(environment(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn one_place_for_one_mount() {
+        let check = |volumes: &[&str], targets: &[&str]| {
+            let volumes: Vec<Volume> = volumes.iter().map(|text| volume(text).unwrap()).collect();
+            let tmpfs: Vec<Tmpfs> = targets.iter().map(|text| tmpfs(text).unwrap()).collect();
+            check_targets(&volumes, &tmpfs).map_err(|failure| failure.message().to_owned())
+        };
+        let duplicate = || Err("Duplicate mount point: /x".to_owned());
+        assert_eq!(check(&["/a:/x", "/b:/x/y"], &["/y", "/y"]), Ok(()));
+        assert_eq!(check(&["/a:/x", "/b:/y", "/a:/x"], &[]), Ok(()));
+        assert_eq!(check(&["/a:/x", "/a:/x:ro"], &[]), duplicate());
+        assert_eq!(check(&["/a:/x", "/a:/x/"], &[]), duplicate());
+        assert_eq!(check(&["/a:/x", "/b:/x"], &[]), duplicate());
+        assert_eq!(check(&["/a:/x", "/b:/y/.././x/"], &[]), duplicate());
+        assert_eq!(check(&["/a:/x"], &["/x/"]), duplicate());
+    }
+
+    #[test]
+    fn networks() {
+        assert_eq!((network("none"), network("host")), (Ok(NetworkChoice::None), Ok(NetworkChoice::Host)));
+        for bad in ["", "bridge", "None", "container:x"] {
+            assert!(network(bad).unwrap_err().contains("not supported yet"), "{bad}");
+        }
     }
 }

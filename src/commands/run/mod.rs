@@ -1,7 +1,10 @@
 //! `rimg run`: a command in a new container, in the foreground.
 
+mod args;
 mod etc;
 mod flags;
+
+pub(crate) use args::{PullPolicy, RunArgs, unsupported_flag};
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -9,7 +12,6 @@ use std::path::PathBuf;
 
 use rimg_formats::config::ImageConfig;
 use rimg_formats::layer::Limits;
-use rimg_formats::platform::Platform;
 use rimg_formats::reference::Reference;
 use rimg_formats::store::{Image, Store, StoreError};
 use rimg_runner::SandboxError;
@@ -30,111 +32,6 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// The mode of a `--tmpfs` that names none: docker's.
 const TMPFS_MODE: u32 = 0o1777;
 
-/// Flags of `rimg run`.
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Exit codes: the command's own (128 + n for signal n); 125 when the container could not be set up, \
-126 when the command cannot be executed, 127 when it cannot be found."
-)]
-pub(crate) struct RunArgs {
-    /// Pass standard input on
-    #[arg(short, long)]
-    interactive: bool,
-    /// Give the container a terminal
-    #[arg(short, long)]
-    tty: bool,
-    /// Set an environment variable; NAME alone passes on the caller's
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
-    /// Read environment variables from a file
-    #[arg(long, value_name = "FILE")]
-    env_file: Vec<PathBuf>,
-    /// The folder to start in
-    #[arg(short, long, value_name = "DIR")]
-    workdir: Option<String>,
-    /// The user to run as: a name or number of the image, optionally with a group
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    user: Option<String>,
-    /// The command's first word, instead of the image's entrypoint
-    #[arg(long, value_name = "COMMAND")]
-    entrypoint: Option<String>,
-    /// The container's host name
-    #[arg(long, value_name = "NAME")]
-    hostname: Option<String>,
-    /// Show a folder or file of this machine in the container
-    #[arg(short, long, value_name = "HOST:CONTAINER[:ro]", value_parser = flags::volume)]
-    volume: Vec<flags::Volume>,
-    /// Mount an empty file system in memory
-    #[arg(long, value_name = "DIR[:OPTIONS]", value_parser = flags::tmpfs)]
-    tmpfs: Vec<flags::Tmpfs>,
-    /// Refuse writes to the container's root
-    #[arg(long)]
-    read_only: bool,
-    /// Most memory, such as 512m; beyond it the kernel kills
-    #[arg(short, long, value_name = "SIZE", value_parser = crate::units::parse_size)]
-    memory: Option<u64>,
-    /// Most processor time, in processors, such as 1.5
-    #[arg(long, value_name = "NUMBER", value_parser = flags::cpus)]
-    cpus: Option<u64>,
-    /// Most processes and threads
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
-    pids_limit: Option<u32>,
-    /// Which network the container sees: none but a loopback of its own, or this machine's
-    #[arg(long, alias = "net", value_enum, default_value_t, value_name = "NETWORK")]
-    network: NetworkChoice,
-    /// Publish a port: not supported yet
-    #[arg(short, long, hide = true, value_name = "PORT")]
-    publish: Vec<String>,
-    /// Publish all ports: not supported yet
-    #[arg(short = 'P', long, hide = true)]
-    publish_all: bool,
-    /// Run in the background: not supported yet
-    #[arg(short, long, hide = true)]
-    detach: bool,
-    /// Remove the container when it ends; what it wrote is always removed
-    #[arg(long)]
-    rm: bool,
-    /// A name for the container, and its host name; no two that run can have the same
-    #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-    /// When to pull the image
-    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
-    pull: PullPolicy,
-    /// Which variant of the image to run [default: this machine's]
-    #[arg(long, value_name = "OS/ARCH")]
-    platform: Option<Platform>,
-    /// Pull over plain HTTP
-    #[arg(long)]
-    plain_http: bool,
-    /// The image: a name, a digest, or the beginning of one
-    image: String,
-    /// The command and its arguments, instead of the image's
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    command: Vec<String>,
-}
-
-/// Which network a container sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-enum NetworkChoice {
-    /// The host's network.
-    Host,
-    /// Nothing but a loopback of its own.
-    #[default]
-    None,
-}
-
-/// When `run` pulls the image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum PullPolicy {
-    /// Each time.
-    Always,
-    /// When it is not here.
-    #[default]
-    Missing,
-    /// Never.
-    Never,
-}
-
 pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     execute(session, args).map_err(Failure::of_container)
 }
@@ -143,6 +40,12 @@ fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     let root = session.root()?;
     if let Some(refused) = args.unsupported() {
         return Err(refused);
+    }
+    flags::check_targets(&args.volume, &args.tmpfs)?;
+    if let Some(workdir) = args.workdir.as_deref().filter(|dir| !dir.is_empty() && !dir.starts_with('/')) {
+        return Err(Failure::usage(format!(
+            "the working directory '{workdir}' is invalid, it needs to be an absolute path"
+        )));
     }
     // Threads end the chance to become root in a namespace, so this comes first; pulling has them.
     let mapping = super::rootless::enter_mapped()?;
@@ -185,34 +88,23 @@ fn not_run(error: SandboxError, mapping: Mapping) -> Failure {
     }
 }
 
-impl RunArgs {
-    /// Docker's flags that people try first and that are not here: what to do instead, before anything is done.
-    fn unsupported(&self) -> Option<Failure> {
-        if !self.publish.is_empty() || self.publish_all {
-            let failure = Failure::usage("publishing ports (-p, -P) is not supported yet");
-            return Some(failure.hint("--network host: the container listens on this machine's own ports"));
-        }
-        self.detach.then(|| {
-            let failure = Failure::usage("running in the background (-d) is not supported yet");
-            failure.hint("leave out -d; a shell's `&`, or systemd-run, keeps it running")
-        })
-    }
-}
-
 fn find_or_pull(store: &Store, args: &RunArgs) -> Result<Image, Failure> {
     if args.pull != PullPolicy::Always {
-        match store.resolve_text(&args.image) {
+        match store.resolve_text(args.image()) {
             Ok(found) => return Ok(store.image(&found.digest, args.platform.as_ref())?),
             Err(error @ StoreError::ImageUnknown(_)) if args.pull == PullPolicy::Never => {
-                return Err(Failure::from(error).hint(format!("rimg pull {}", args.image)));
+                return Err(Failure::from(error).hint(format!("rimg pull {}", args.image())));
             }
             Err(StoreError::ImageUnknown(_)) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    let reference: Reference = args.image.parse()?;
-    note(&format!("{reference} is not here, pulling it"));
-    let remote = RemoteArgs { plain_http: args.plain_http, parallel: 4, ..RemoteArgs::default() };
+    let reference: Reference = args.image().parse()?;
+    if !args.quiet {
+        note(&format!("{reference} is not here, pulling it"));
+    }
+    let remote =
+        RemoteArgs { plain_http: args.plain_http, parallel: 4, quiet: args.quiet, ..RemoteArgs::default() };
     let platforms = remote::one_platform(args.platform.clone());
     let pulled = remote::pull(store, &reference, platforms, &remote, &remote.display())?;
     Ok(store.image(&pulled.digest, args.platform.as_ref())?)
@@ -245,11 +137,12 @@ fn unpack(store: &Store, snapshots: &Snapshots, image: &Image) -> Result<Vec<Pat
 fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Result<SandboxSpec, Failure> {
     let exec = &config.config;
     let command = command(args, config)?;
-    let mut spec = SandboxSpec::new(rootfs, command.into_iter().map(OsString::from).collect());
+    let mut spec = SandboxSpec::new(rootfs, command);
     let hostname =
         args.hostname.clone().unwrap_or_else(|| args.name.clone().unwrap_or_else(|| short_name(id)));
     spec.env = environment(args, &exec.env, &hostname)?;
-    spec.cwd = PathBuf::from(args.workdir.as_deref().unwrap_or(&exec.working_dir));
+    let workdir = args.workdir.as_deref().filter(|dir| !dir.is_empty());
+    spec.cwd = PathBuf::from(workdir.unwrap_or(&exec.working_dir));
     if spec.cwd.as_os_str().is_empty() {
         spec.cwd = PathBuf::from("/");
     }
@@ -257,14 +150,14 @@ fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Resul
     spec.files = etc::files(&hostname, args.network);
     spec.hostname = hostname;
     spec.network = match args.network {
-        NetworkChoice::None => Network::None,
-        NetworkChoice::Host => Network::Host,
+        flags::NetworkChoice::None => Network::None,
+        flags::NetworkChoice::Host => Network::Host,
     };
     spec.read_only = args.read_only;
     spec.limits = limits::Limits {
-        memory_bytes: args.memory,
-        cpu_millis: args.cpus.map(|millionths| millionths / 1000),
-        pids: args.pids_limit.map(u64::from),
+        memory_bytes: args.memory.filter(|bytes| *bytes > 0),
+        cpu_millis: args.cpus.filter(|millionths| *millionths > 0).map(|millionths| millionths / 1000),
+        pids: args.pids_limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0),
     };
     spec.mounts = mounts(args)?;
     if args.tty {
@@ -274,22 +167,22 @@ fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Resul
 }
 
 /// Entrypoint and command: the caller's words replace the image's command, its entrypoint replaces both.
-fn command(args: &RunArgs, config: &ImageConfig) -> Result<Vec<String>, Failure> {
+fn command(args: &RunArgs, config: &ImageConfig) -> Result<Vec<OsString>, Failure> {
     let exec = &config.config;
-    let mut words = match &args.entrypoint {
-        Some(entrypoint) => Vec::from_iter(Some(entrypoint.clone()).filter(|word| !word.is_empty())),
-        None => exec.entrypoint.clone().unwrap_or_default(),
+    let mut words: Vec<OsString> = match &args.entrypoint {
+        Some(entrypoint) => {
+            Vec::from_iter(Some(entrypoint.into()).filter(|word: &OsString| !word.is_empty()))
+        }
+        None => exec.entrypoint.iter().flatten().map(OsString::from).collect(),
     };
-    match args.command.is_empty() {
-        false => words.extend(args.command.iter().cloned()),
-        true if args.entrypoint.is_none() => words.extend(exec.cmd.iter().flatten().cloned()),
+    match args.command().is_empty() {
+        false => words.extend(args.command().iter().cloned()),
+        true if args.entrypoint.is_none() => words.extend(exec.cmd.iter().flatten().map(OsString::from)),
         true => {}
     }
     match words.is_empty() {
-        true => {
-            Err(Failure::new(format!("{} names no command", args.image))
-                .hint("give one after the image's name"))
-        }
+        true => Err(Failure::new(format!("{} names no command", args.image()))
+            .hint("give one after the image's name")),
         false => Ok(words),
     }
 }
@@ -309,14 +202,20 @@ fn environment(
         given.extend(flags::environment_file(file)?);
     }
     for variable in &args.env {
-        given.extend(flags::environment(variable)?);
+        given.push(flags::environment(variable)?);
     }
     let mut variables: Vec<(OsString, OsString)> = Vec::new();
     for variable in &given {
-        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
-        match variables.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => *known = value.into(),
-            None => variables.push((name.into(), value.into())),
+        let (name, value) = match variable.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (variable.as_str(), None),
+        };
+        match (variables.iter().position(|(known, _)| known == name), value) {
+            (Some(at), Some(value)) => variables[at].1 = value.into(),
+            (None, Some(value)) => variables.push((name.into(), value.into())),
+            // A name alone that the caller has no value for takes the image's away.
+            (Some(at), None) => drop(variables.remove(at)),
+            (None, None) => {}
         }
     }
     Ok(variables)
@@ -324,7 +223,10 @@ fn environment(
 
 fn mounts(args: &RunArgs) -> Result<Vec<Mount>, Failure> {
     let mut mounts = Vec::new();
-    for volume in &args.volume {
+    for (number, volume) in args.volume.iter().enumerate() {
+        if args.volume[..number].contains(volume) {
+            continue;
+        }
         let shown = volume.source.display();
         let source = volume.source.canonicalize().context(format!("failed to use the volume {shown}"))?;
         let target = PathBuf::from(&volume.target);
