@@ -19,7 +19,7 @@ use rimg_formats::store::cache::FileStamp;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
 use crate::ignore::IgnorePatterns;
-use crate::source_tree::{Content, SourceNode, SourceTree};
+use crate::source_tree::{Content, FileIdentity, SourceNode, SourceTree};
 use crate::stat_cache::stamp_of;
 
 /// A thread costs as much as looking at some dozens of files; below this many it gains little.
@@ -158,6 +158,7 @@ impl DiskTree {
             EntryKind::Directory => (Content::None, Some(file())),
             _ => (Content::None, None),
         };
+        let identity = FileIdentity::Disk { device: stat.st_dev, inode: stat.st_ino };
         let shared = stat.st_nlink > 1 && kind != EntryKind::Directory;
         Ok(Some(SourceNode {
             mode: stat.st_mode & 0o7777,
@@ -166,7 +167,7 @@ impl DiskTree {
             xattrs: BTreeMap::new(),
             unread,
             content,
-            identity: (shared && self.0.owners != Owners::Dropped).then_some((stat.st_dev, stat.st_ino)),
+            identity: shared.then_some(identity),
             kind,
         }))
     }

@@ -91,6 +91,7 @@ impl CopyPlanner<'_> {
         found: Match,
         several: bool,
     ) -> Result<(), CopyError> {
+        self.plan.begin_source();
         if self.rules.parents {
             return self.add_with_parents(tree, found);
         }
@@ -181,6 +182,7 @@ impl CopyPlanner<'_> {
     /// Plans everything in an archive below the destination. A directory of the archive goes where the image has a
     /// link to one: bases link `/lib` to `/usr/lib`, and archives bring files for either.
     pub(crate) fn add_archive(&mut self, archive: &dyn SourceTree) -> Result<(), CopyError> {
+        self.plan.begin_source();
         let mut waiting = vec![(LayerPath::root(), self.enter_destination()?)];
         while let Some((from, target)) = waiting.pop() {
             for (name, node) in archive.children(&from)? {

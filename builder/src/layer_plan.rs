@@ -11,7 +11,7 @@ use rimg_formats::layer::{Entry, EntryKind, LayerPath};
 
 use crate::context::{DiskFile, OpenParent, processors};
 use crate::parallel;
-use crate::source_tree::{Content, SourceNode, SourceTree};
+use crate::source_tree::{Content, FileIdentity, SourceNode, SourceTree};
 use crate::stat_cache::now_ns;
 
 /// One entry to be written.
@@ -23,13 +23,16 @@ pub(crate) struct PlannedEntry {
     pub(crate) content: Content,
     /// Where extended attributes are still to be read: [`read_xattrs`].
     pub(crate) unread: Option<DiskFile>,
-    identity: Option<(u64, u64)>,
+    /// Which file of which source it is.
+    identity: Option<(usize, FileIdentity)>,
 }
 
 /// The entries of a layer to be, in layer order.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerPlan {
     entries: BTreeMap<LayerPath, PlannedEntry>,
+    /// How many sources there have been.
+    sources: usize,
     /// [`now_ns`] from before anything was looked at.
     pub(crate) began_ns: i128,
 }
@@ -65,7 +68,13 @@ impl NewDirectory {
 impl LayerPlan {
     /// An empty plan; what is planned must be looked at later than this.
     pub(crate) fn new() -> LayerPlan {
-        LayerPlan { entries: BTreeMap::new(), began_ns: now_ns() }
+        LayerPlan { entries: BTreeMap::new(), sources: 0, began_ns: now_ns() }
+    }
+
+    /// What is planned from here on is copied by itself: names of one file become hard links of each other only where
+    /// one source brings both of them.
+    pub(crate) fn begin_source(&mut self) {
+        self.sources += 1;
     }
 
     /// Everything in a tree, as one layer on nothing.
@@ -130,7 +139,8 @@ impl LayerPlan {
         (entry.uid, entry.gid) = owner;
         entry.mtime = node.mtime;
         entry.xattrs = node.xattrs;
-        let (content, unread, identity) = (node.content, node.unread, node.identity);
+        let (content, unread) = (node.content, node.unread);
+        let identity = node.identity.map(|identity| (self.sources, identity));
         self.entries.insert(path, PlannedEntry { entry, content, unread, identity });
         Ok(())
     }
@@ -210,9 +220,10 @@ impl LayerPlan {
         Ok(())
     }
 
-    /// The entries in layer order. Of several names of one file the first becomes the file, the others hard links.
+    /// The entries in layer order. Of several names that one source has for a file the first becomes the file, the
+    /// others hard links.
     pub(crate) fn into_entries(self) -> Vec<PlannedEntry> {
-        let mut files: HashMap<(u64, u64), LayerPath> = HashMap::new();
+        let mut files: HashMap<(usize, FileIdentity), LayerPath> = HashMap::new();
         let mut entries: Vec<PlannedEntry> = self.entries.into_values().collect();
         for planned in &mut entries {
             let Some(identity) = planned.identity else { continue };

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rimg_formats::compression::{Compression, decoder};
@@ -14,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::cache::LayerRecord;
 use crate::context::DiskFile;
-use crate::source_tree::{Content, SourceNode, SourceTree, land};
+use crate::source_tree::{Content, FileIdentity, SourceNode, SourceTree, land};
 
 /// Files wanted of one layer from which on the layer is decompressed once into a temporary file: finding each file in
 /// the compressed blob decompresses up to a member (1 MiB in rimg's layers, all of it in other people's) for nothing.
@@ -33,6 +34,8 @@ pub(crate) struct LayerTree {
 /// A layer whose files can be opened.
 #[derive(Debug)]
 struct LayerContents {
+    /// Different for all layers and archives that this process opens.
+    number: u64,
     index: Arc<LayerIndex>,
     origin: Origin,
     store: Store,
@@ -101,10 +104,9 @@ impl LayerTree {
             identity: None,
         };
         if let (EntryKind::Regular { .. }, Some(layer), Some(entry)) = (node.kind(), node.layer, node.entry) {
-            let file = LayerFile { layer: self.layers[layer].clone(), entry: Arc::new(entry.clone()) };
-            source.content = Content::Layer(file);
-            // Every entry has a header of its own in the tar, so the place behind it identifies the file.
-            source.identity = Some((layer as u64, entry.offset));
+            let layer = self.layers[layer].clone();
+            source.identity = Some(FileIdentity::Layer { layer: layer.number, offset: entry.offset });
+            source.content = Content::Layer(LayerFile { layer, entry: Arc::new(entry.clone()) });
         }
         source
     }
@@ -156,7 +158,9 @@ impl LayerFile {
 
 impl LayerContents {
     fn new(store: &Store, index: Arc<LayerIndex>, origin: Origin) -> LayerContents {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         LayerContents {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             index,
             origin,
             store: store.clone(),

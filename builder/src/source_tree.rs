@@ -49,14 +49,33 @@ pub(crate) struct SourceNode {
     pub(crate) unread: Option<DiskFile>,
     /// Where a regular file's bytes are.
     pub(crate) content: Content,
-    /// Equal for two names of one file, where the tree says so.
-    pub(crate) identity: Option<(u64, u64)>,
+    /// Which file a name belongs to, where it may have several names.
+    pub(crate) identity: Option<FileIdentity>,
 }
 
 impl SourceNode {
     pub(crate) fn is_directory(&self) -> bool {
         self.kind == EntryKind::Directory
     }
+}
+
+/// A regular file, whatever it is called: equal for two names of one file, and different for two files of any trees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum FileIdentity {
+    /// A file on disk. Inode numbers are unique on one device only.
+    Disk {
+        /// The device.
+        device: u64,
+        /// The inode on it.
+        inode: u64,
+    },
+    /// A file of a layer or archive. Offsets are unique in one of them only.
+    Layer {
+        /// The number that the layer was given when it was opened.
+        layer: u64,
+        /// Where the file's bytes begin: every entry has a header of its own in front of them.
+        offset: u64,
+    },
 }
 
 /// Where the bytes of a regular file are.

@@ -387,3 +387,51 @@ fn paths_that_no_image_can_hold_are_named_by_their_ends() {
     );
     assert!(first.len() < 500, "{first}");
 }
+
+/// The names of `listing` that are hard links, and the contents of all files.
+fn links(listing: &[String]) -> Vec<String> {
+    let of_file = |line: &&String| line.starts_with(['f', 'h']) && !line.contains("Buildfile");
+    listing.iter().filter(of_file).map(|line| format!("{}{}", &line[..1], &line[9..])).collect()
+}
+
+/// Names of one file stay names of one file, as far as one source brings them.
+#[test]
+fn hard_links_of_a_folder_stay_links() {
+    let workspace = Workspace::new();
+    let named = tempfile::tempdir_in(workspace.root()).unwrap();
+    workspace.file("a", "x").file("d/z", "z").file("e/1", "y");
+    for (from, to) in [("a", "b"), ("a", "d/c"), ("e/1", "e/2")] {
+        std::fs::hard_link(workspace.context().join(from), workspace.context().join(to)).unwrap();
+    }
+    std::fs::hard_link(workspace.context().join("a"), named.path().join("other")).unwrap();
+    std::fs::hard_link(workspace.context().join("a"), named.path().join("other2")).unwrap();
+    let all = ["fy/a = x", "hy/b = x", "hy/d/c = x", "fy/d/z = z", "fy/e/1 = y", "hy/e/2 = y"];
+    let table: &[(&str, &[&str])] = &[
+        ("COPY . /y/", &all),
+        ("COPY --chmod=644 --chown=0 . /y/", &all),
+        ("COPY --link . /y/", &all),
+        ("COPY --exclude=a . /y/", &["fy/b = x", "hy/d/c = x", "fy/d/z = z", "fy/e/1 = y", "hy/e/2 = y"]),
+        ("COPY --exclude=a --exclude=d/c . /y/", &["fy/b = x", "fy/d/z = z", "fy/e/1 = y", "hy/e/2 = y"]),
+        ("COPY a b /y/", &["fy/a = x", "fy/b = x"]),
+        ("COPY ? /y/", &["fy/1 = y", "hy/2 = y", "fy/a = x", "fy/b = x", "fy/c = x", "fy/z = z"]),
+        ("COPY --parents a b /y/", &["fy/a = x", "fy/b = x"]),
+        ("COPY a /y/a\nCOPY . /y/", &all),
+        ("COPY --from=named / /y/", &["fy/other = x", "hy/other2 = x"]),
+    ];
+    let build = |text: &str| {
+        let mut options = workspace.options(text);
+        options.named_contexts.insert("named".into(), named.path().display().to_string());
+        workspace.build_with(options).unwrap_or_else(|error| panic!("{text}: {error}"))
+    };
+    for (lines, expected) in table {
+        assert_eq!(links(&build(&format!("FROM scratch\n{lines}\n")).listing()), *expected, "{lines}");
+    }
+    let stages = build("FROM scratch AS first\nCOPY . /y/\nFROM scratch\nCOPY --from=first / /\n");
+    assert_eq!(links(&stages.listing()), all);
+    // Nothing changed, and nothing is made again.
+    let again = build("FROM scratch\nCOPY . /y/\n");
+    assert!(again.steps().iter().all(|step| step.ends_with("cached")), "{:?}", again.steps());
+    std::fs::write(workspace.context().join("d/c"), "new").unwrap();
+    let changed = build("FROM scratch\nCOPY . /y/\n").listing();
+    assert_eq!(links(&changed)[..3], ["fy/a = new", "hy/b = new", "hy/d/c = new"]);
+}

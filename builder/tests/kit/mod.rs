@@ -186,3 +186,56 @@ impl Outcome {
         self.events.iter().filter_map(line).collect()
     }
 }
+
+/// A tar made by hand: no tool that is at hand writes what these tests need.
+pub fn tar(entries: &[(&str, u8, &str)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, kind, content) in entries {
+        let mut block = [0_u8; 512];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[100..107].copy_from_slice(b"0000644");
+        block[108..115].copy_from_slice(b"0000007");
+        block[116..123].copy_from_slice(b"0000011");
+        let data = if *kind == b'0' { content.as_bytes() } else { b"" };
+        block[124..135].copy_from_slice(format!("{:011o}", data.len()).as_bytes());
+        block[136..147].copy_from_slice(b"00000000000");
+        block[156] = *kind;
+        if *kind != b'0' {
+            block[157..157 + content.len()].copy_from_slice(content.as_bytes());
+        }
+        block[257..263].copy_from_slice(b"ustar\0");
+        block[263..265].copy_from_slice(b"00");
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        out.extend_from_slice(&block);
+        out.extend_from_slice(data);
+        out.resize(out.len().next_multiple_of(512), 0);
+    }
+    out.resize(out.len() + 1024, 0);
+    out
+}
+
+/// The bytes as a gzip file.
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    // Stored blocks: valid gzip without a compressor.
+    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    let chunks: Vec<&[u8]> = bytes.chunks(65535).collect();
+    for (at, chunk) in chunks.iter().enumerate() {
+        out.push(u8::from(at + 1 == chunks.len()));
+        let length = u16::try_from(chunk.len()).unwrap();
+        out.extend(length.to_le_bytes());
+        out.extend((!length).to_le_bytes());
+        out.extend_from_slice(chunk);
+    }
+    let mut crc = !0_u32;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+        }
+    }
+    out.extend((!crc).to_le_bytes());
+    out.extend(u32::try_from(bytes.len()).unwrap().to_le_bytes());
+    out
+}
