@@ -85,6 +85,11 @@ impl LayerTree {
         LayerTree { name: self.name.clone(), merged, layers }
     }
 
+    /// The indexes of its layers, lowest first.
+    pub(crate) fn indexes(&self) -> &[Arc<LayerIndex>] {
+        self.merged.layers()
+    }
+
     /// The same tree under another name.
     pub(crate) fn called(&self, name: &str) -> LayerTree {
         LayerTree { name: name.to_owned(), ..self.clone() }

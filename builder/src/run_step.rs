@@ -3,11 +3,13 @@
 //! 1. The key is made of everything the process can depend on, except time, network and the host's kernel.
 //! 2. The image's layers become overlay lower directories (snapshots); the upper directory receives the changes.
 //! 3. The process runs, its output told line by line.
-//! 4. The changes become a layer, and the upper directory that layer's snapshot, with the layer's times: a later step
-//!    sees the same files whether this one was run or found in the cache.
+//! 4. The changes become a layer, and the upper directory that layer's snapshot, with the time that the build's
+//!    [`clock`] gives it: a later step sees the same files whether this one was run or found in the cache.
 //!
 //! The network is the host's unless `--network=none`. Set-user-ID programs work, as in Docker's builds.
 
+mod caches;
+mod clock;
 mod mounts;
 mod output;
 mod workspace;
@@ -16,12 +18,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
-use rimg_formats::layer::{Entry, EntryKind, LayerWriter, Limits, Mtime, MtimePolicy};
+use rimg_formats::layer::{Entry, EntryKind, LayerWriter, Limits, MtimePolicy};
 use rimg_runner::snapshots::changes::Changes;
-use rimg_runner::snapshots::{Owners, Snapshots};
+use rimg_runner::snapshots::{Owners, SnapshotTimes, Snapshots};
 use rimg_runner::spec::{EtcFile, Network, RootFs, Stdio, Upper};
-use rimg_runner::{ExitStatus, Sandbox, SandboxSpec};
+use rimg_runner::{ExitStatus, Sandbox, SandboxError, SandboxSpec};
 
+use self::clock::LayerTimes;
 use self::mounts::MountPlan;
 use self::workspace::RunWorkspace;
 use crate::cache::{Lookup, Slot, StepInputs, StepRecord};
@@ -37,6 +40,13 @@ use crate::source_tree::SourceTree;
 
 /// What BuildKit calls its build containers; some configure scripts record it.
 const HOSTNAME: &str = "buildkitsandbox";
+
+/// The build argument that gives them another name.
+const HOSTNAME_ARGUMENT: &str = "BUILDKIT_SANDBOX_HOSTNAME";
+
+/// The variable that compilers, archivers and Python take the time of what they write from
+/// (reproducible-builds.org, specification of that name).
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// Where the script of a heredoc with `#!` appears.
 const SCRIPT_DIRECTORY: &str = "/dev/pipes";
@@ -92,9 +102,13 @@ fn arguments(stage: &StageRun<'_>, command: &RunCommand) -> Vec<String> {
     }
 }
 
+/// The kind of these steps in their keys, with the version of what is shown to a process beside its inputs: files' times
+/// and [`SOURCE_DATE_EPOCH`], both of which follow from the inputs.
+const KIND: &str = "run 2";
+
 /// What the process can depend on: the RUN column of the table in [`crate::cache`].
 fn inputs(stage: &StageRun<'_>, instruction: &ExpandedRun, mounts: &MountPlan) -> StepInputs {
-    let mut inputs = stage.build.maker.inputs("run");
+    let mut inputs = stage.build.maker.inputs(KIND);
     let below = stage.image.chain().map_or_else(|| "nothing".to_owned(), |chain| chain.to_string());
     inputs.add("the layers below", &below);
     let arguments = arguments(stage, &instruction.command);
@@ -108,11 +122,16 @@ fn inputs(stage: &StageRun<'_>, instruction: &ExpandedRun, mounts: &MountPlan) -
     let exec = stage.image.exec();
     inputs.add("user", &exec.user);
     inputs.add("working directory", stage.image.working_directory());
-    inputs.add("hostname", HOSTNAME);
+    inputs.add("hostname", host_name(stage));
     inputs.add("network", if wants_network(instruction) { "host" } else { "none" });
     inputs.add("platform", &stage.image.config.platform.to_string());
     mounts.add_inputs(&mut inputs);
     inputs
+}
+
+/// The host name of the sandbox.
+fn host_name<'s>(stage: &'s StageRun<'_>) -> &'s str {
+    stage.build.options.build_args.get(HOSTNAME_ARGUMENT).map_or(HOSTNAME, String::as_str)
 }
 
 fn wants_network(instruction: &ExpandedRun) -> bool {
@@ -148,7 +167,8 @@ fn execute(
     let failed = |error: std::io::Error| BuildError::at(span, format!("failed to prepare the step: {error}"));
     let snapshots = Snapshots::open(&build.store.snapshots_dir(), owners());
     let snapshots = snapshots.map_err(|error| BuildError::at(span, error.to_string()))?;
-    let lowers = lower_directories(stage, &snapshots, span)?;
+    let times = LayerTimes::of(stage.tree.indexes(), build.maker.options.mtime);
+    let lowers = lower_directories(stage, &snapshots, &times, span)?;
     let root = stage.tree.lookup(&rimg_formats::layer::LayerPath::root()).map_err(failed)?;
     let workspace = RunWorkspace::new(&build.store.snapshots_dir(), root.as_ref()).map_err(failed)?;
     let lowers = if lowers.is_empty() { vec![workspace.empty()] } else { lowers };
@@ -158,7 +178,10 @@ fn execute(
         upper: Upper::Directory { upper: workspace.upper(), work: workspace.work(), volatile: true },
     };
     let mut spec = sandbox(stage, instruction, rootfs);
-    mounts.prepare(build, &workspace, &mut spec).map_err(failed)?;
+    if let Err(error) = mounts.prepare(build, &workspace, &mut spec) {
+        build.check_stopped()?;
+        return Err(failed(error));
+    }
     if let RunCommand::Script { name, content } = &instruction.command {
         spec.mounts.push(workspace.script(&format!("{SCRIPT_DIRECTORY}/{name}"), content).map_err(failed)?);
     }
@@ -166,7 +189,7 @@ fn execute(
     run_process(build, spec, &process, id, span)?;
     drop(mounts);
     let changes = Changes::read(&workspace.upper(), &lowers, &[]).map_err(failed)?;
-    let committed = commit(build, &snapshots, &workspace, &changes);
+    let committed = commit(build, &snapshots, &workspace, &changes, times.next);
     if committed.is_err() {
         build.check_stopped()?;
     }
@@ -180,10 +203,11 @@ fn owners() -> Owners {
     if ids.sum::<u64>() == 1 { Owners::Squash } else { Owners::Keep }
 }
 
-/// The lower directories of the image's layers, unpacked where they are not there yet.
+/// The lower directories of the image's layers with their `times`, unpacked where they are not there yet.
 fn lower_directories(
     stage: &StageRun<'_>,
     snapshots: &Snapshots,
+    times: &LayerTimes,
     span: Span,
 ) -> Result<Vec<PathBuf>, BuildError> {
     let store = stage.build.store;
@@ -193,12 +217,13 @@ fn lower_directories(
         let missing = || std::io::Error::other(format!("layer {digest} is not in the store"));
         Ok(std::io::BufReader::with_capacity(1 << 20, blob.ok_or_else(missing)?.into_file()))
     };
-    let prepare = |layer: &crate::cache::LayerRecord| {
+    let layers: Vec<_> = stage.image.layers.iter().zip(times.layers.iter().copied()).collect();
+    let prepare = |(layer, times): &(&crate::cache::LayerRecord, SnapshotTimes)| {
         stage.build.check_stopped()?;
-        let prepared = snapshots.prepare(&layer.diff_id, Limits::default(), || open(layer));
+        let prepared = snapshots.prepare(&layer.diff_id, *times, Limits::default(), || open(layer));
         prepared.map(|(path, _)| path).map_err(|error| BuildError::at(span, error.to_string()))
     };
-    parallel::each(&stage.image.layers, processors(), prepare).into_iter().collect()
+    parallel::each(&layers, processors(), prepare).into_iter().collect()
 }
 
 fn sandbox(stage: &StageRun<'_>, instruction: &ExpandedRun, rootfs: RootFs) -> SandboxSpec {
@@ -206,27 +231,28 @@ fn sandbox(stage: &StageRun<'_>, instruction: &ExpandedRun, rootfs: RootFs) -> S
     let mut spec = SandboxSpec::new(rootfs, arguments.into_iter().map(OsString::from).collect());
     let environment = stage.scope.run_environment().into_iter().chain(stage.scope.proxy_environment());
     spec.env = environment.map(|(name, value)| (name.into(), value.into())).collect();
+    if let (MtimePolicy::Fixed(epoch), None) =
+        (stage.build.maker.options.mtime, spec.env.iter().find(|(name, _)| name == SOURCE_DATE_EPOCH))
+    {
+        spec.env.push((SOURCE_DATE_EPOCH.into(), epoch.seconds().to_string().into()));
+    }
     spec.cwd = PathBuf::from(stage.image.working_directory());
     spec.user.clone_from(&stage.image.exec().user);
-    spec.hostname = HOSTNAME.to_owned();
+    spec.hostname = host_name(stage).to_owned();
     spec.no_new_privileges = false;
     spec.network = if wants_network(instruction) { Network::Host } else { Network::None };
-    spec.files = etc_files();
+    spec.files = etc_files(host_name(stage));
     spec
 }
 
-/// The files of `/etc` that belong to a process's surroundings. They are mounted, so they never get into a layer.
-fn etc_files() -> Vec<EtcFile> {
-    let hosts = format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    let mut files = vec![
-        EtcFile { target: PathBuf::from("/etc/hosts"), content: hosts.into_bytes() },
-        EtcFile { target: PathBuf::from("/etc/hostname"), content: format!("{HOSTNAME}\n").into_bytes() },
-    ];
+/// The files of `/etc` that belong to a process's surroundings. They are mounted, so what is written to them never gets
+/// into a layer. `/etc/hostname` is not among them: as with BuildKit it is the image's own.
+fn etc_files(host_name: &str) -> Vec<EtcFile> {
+    let hosts = format!("127.0.0.1\tlocalhost {host_name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     // A host without resolver configuration gives its builds none.
-    if let Ok(content) = std::fs::read("/etc/resolv.conf") {
-        files.push(EtcFile { target: PathBuf::from("/etc/resolv.conf"), content });
-    }
-    files
+    let resolver = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+    let file = |target: &str, content| EtcFile { target: PathBuf::from(target), content };
+    vec![file("/etc/hosts", hosts.into_bytes()), file("/etc/resolv.conf", resolver)]
 }
 
 /// Runs the process to its end; an unsuccessful one is an error.
@@ -237,13 +263,13 @@ fn run_process(
     id: StepId,
     span: Span,
 ) -> Result<(), BuildError> {
-    let failed = |error: rimg_runner::SandboxError| {
-        BuildError::Run(Box::new(RunFailure {
-            diagnostic: Diagnostic::error(span, format!("failed to start the step: {error}"))
-                .help("`rimg doctor` tells what this machine lacks for RUN steps"),
-            exit_code: None,
-            last_lines: Vec::new(),
-        }))
+    let failed = |error: SandboxError| {
+        let diagnostic = Diagnostic::error(span, format!("failed to start the step: {error}"));
+        let diagnostic = match is_hosts(&error) {
+            true => diagnostic.help("`rimg doctor` tells what this machine lacks for RUN steps"),
+            false => diagnostic,
+        };
+        BuildError::Run(Box::new(RunFailure { diagnostic, exit_code: None, last_lines: Vec::new() }))
     };
     let spawned = Sandbox::new(spec).and_then(|sandbox| sandbox.spawn(Stdio::output_piped()));
     if spawned.is_err() {
@@ -257,6 +283,15 @@ fn run_process(
     match status {
         ExitStatus { code: 0, exec_error: None, .. } => Ok(()),
         status => Err(BuildError::Run(Box::new(failure(&status, process, last_lines, span)))),
+    }
+}
+
+/// Whether the kernel refused something, and not the image or the Buildfile asked for what cannot be.
+fn is_hosts(error: &SandboxError) -> bool {
+    match error {
+        SandboxError::Invalid(_) | SandboxError::UserUnmapped(_) => false,
+        SandboxError::Setup(failure) => failure.errno != 0,
+        _ => true,
     }
 }
 
@@ -288,6 +323,7 @@ fn commit(
     snapshots: &Snapshots,
     workspace: &RunWorkspace,
     changes: &Changes,
+    times: SnapshotTimes,
 ) -> Result<Made, LayerStepError> {
     if changes.entries.is_empty() {
         return Ok((None, None));
@@ -304,11 +340,7 @@ fn commit(
     let finished = writer.finish()?;
     let count = finished.index.entries.len();
     let layer = maker.commit(finished)?;
-    let time = match maker.options.mtime {
-        MtimePolicy::Fixed(epoch) => Some(Mtime { secs: epoch.seconds(), nanos: 0 }),
-        MtimePolicy::Preserve => None,
-    };
-    let adopted = snapshots.adopt(&workspace.upper(), changes, &layer.diff_id, time);
+    let adopted = snapshots.adopt(&workspace.upper(), changes, &layer.diff_id, times);
     adopted.map_err(|error| LayerStepError::Read(std::io::Error::other(error)))?;
     Ok((Some(layer), Some(count)))
 }

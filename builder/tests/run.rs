@@ -30,6 +30,24 @@ fn main() {
         ("stages_run_side_by_side", stages_run_side_by_side),
         ("bound_files_are_roots_and_keep_their_times", bound_files_are_roots_and_keep_their_times),
         ("equal_steps_of_two_stages_run_once", equal_steps_of_two_stages_run_once),
+        ("later_steps_write_newer_files", later_steps_write_newer_files),
+        (
+            "a_step_that_compares_times_builds_what_was_copied_last",
+            a_step_that_compares_times_builds_what_was_copied_last,
+        ),
+        (
+            "times_do_not_depend_on_checkouts_or_on_the_base_being_a_stage",
+            times_do_not_depend_on_checkouts_or_on_the_base_being_a_stage,
+        ),
+        ("preserved_times_are_seen_as_they_are", preserved_times_are_seen_as_they_are),
+        ("source_date_epoch_is_given_to_processes", source_date_epoch_is_given_to_processes),
+        ("files_of_etc_are_committed_as_by_buildkit", files_of_etc_are_committed_as_by_buildkit),
+        ("mount_points_are_no_change", mount_points_are_no_change),
+        ("mounts_without_target_or_on_the_root", mounts_without_target_or_on_the_root),
+        ("programs_run_from_tmpfs_and_from_secrets", programs_run_from_tmpfs_and_from_secrets),
+        ("no_error_shows_a_secret", no_error_shows_a_secret),
+        ("caches_of_other_owners_are_others", caches_of_other_owners_are_others),
+        ("waiting_for_a_cache_can_be_interrupted", waiting_for_a_cache_can_be_interrupted),
     ];
     assert!(Path::new("/bin/busybox").exists(), "/bin/busybox is missing: apt-get install busybox-static");
     let mut arguments = libtest_mimic::Arguments::from_args();
@@ -162,8 +180,16 @@ fn cached_and_uncached_steps_see_the_same_files() {
     let text = format!("{BASE}RUN echo x > /dir/x && mkdir /made\nCOPY rootfs/dir/a /copied\n");
     let look = "RUN stat -c '%n %Y %a %u' /dir /dir/x /made /copied /etc/passwd\n";
     let at_once = output(&workspace.build(&format!("{text}{look}")));
-    assert_eq!(at_once.len(), 5);
-    assert!(at_once.iter().all(|line| line.contains(" 315619200 ")), "{at_once:?}");
+    assert_eq!(
+        at_once,
+        [
+            "/dir 315619201 755 0",
+            "/dir/x 315619201 644 0",
+            "/made 315619201 755 0",
+            "/copied 315619202 644 0",
+            "/etc/passwd 315619200 644 0",
+        ]
+    );
     workspace.build(&text);
     fs::remove_dir_all(workspace.store.snapshots_dir()).unwrap();
     let from_cache = output(&workspace.build(&format!("{text}ENV A=b\n{look}")));
@@ -180,6 +206,7 @@ fn forms_of_commands() {
         ("SHELL [\"/bin/echo\", \"said:\"]\nRUN what", &["said: what"]),
         ("ARG A=1\nENV B=2\nRUN echo $A$B", &["12"]),
         ("RUN hostname", &["buildkitsandbox"]),
+        ("RUN umask", &["0022"]),
         ("RUN --network=none test ! -e /sys/class/net/eth0 && echo alone", &["alone"]),
         ("RUN printf 'no end'; echo err >&2", &["err", "no end"]),
         ("RUN head -c 3 /etc/hosts && echo", &["127"]),
@@ -323,4 +350,259 @@ fn equal_steps_of_two_stages_run_once() {
         "FROM ./rootfs AS base\nENV PATH=/bin\nFROM base AS a\n{step}FROM base AS b\n{step}FROM scratch\nCOPY --from=a /n /a\nCOPY --from=b /n /b\n"
     ));
     assert_eq!(built.listing(), ["f644 0:0 a = ran", "f644 0:0 b = ran"]);
+}
+
+/// Compares as make, ninja and cargo do: built anew where a source is newer, and not where it is of the same age.
+const MAKE: &str = "if ! test -e /out || test /src -nt /out; then cat /src > /out; fi";
+
+fn later_steps_write_newer_files() {
+    let workspace = workspace();
+    workspace.file("data/x", "x");
+    let built = workspace.build(&format!(
+        "{BASE}RUN echo 1 > /one && echo 1 > /same\nCOPY data/x /two\nCOPY --link data /linked\nWORKDIR /three\nADD data/x /four\n\
+         RUN echo 5 > /five\nRUN for pair in '/one /two' '/two /linked/x' '/linked/x /three' '/three /four' '/four /five'; do\
+         \tset -- $pair; test $2 -nt $1 && echo $2 is newer; done; test /one -nt /same || echo one and the same; test /five -nt /etc/passwd && echo newer than the base\n"
+    ));
+    let expected = [
+        "/two is newer",
+        "/linked/x is newer",
+        "/three is newer",
+        "/four is newer",
+        "/five is newer",
+        "one and the same",
+        "newer than the base",
+    ];
+    assert_eq!(output(&built), expected);
+    // The layers know nothing of it.
+    for (layer, _) in &built.result.layers {
+        let index = built.store.layer_index(&layer.digest).unwrap();
+        assert!(index.entries.iter().all(|entry| entry.entry.mtime.secs == 315_619_200));
+    }
+}
+
+/// The trick to build dependencies first: a dummy in the place of the sources, which are copied later.
+fn a_step_that_compares_times_builds_what_was_copied_last() {
+    let workspace = workspace();
+    workspace.file("src", "real\n");
+    let text = format!(
+        "{BASE}RUN echo dummy > /src && {MAKE}\nRUN rm /src\nCOPY src /src\nRUN {MAKE}\nRUN {MAKE} && cat /out\n"
+    );
+    let first = workspace.build(&text);
+    assert_eq!(output(&first), ["real"]);
+    // Found in the cache up to the last, and unpacked from the layers.
+    fs::remove_dir_all(workspace.store.snapshots_dir()).unwrap();
+    let again = workspace.build(&format!("{text}RUN {MAKE} && cat /out && stat -c '%n %Y' /src /out\n"));
+    assert_eq!(again.result.layers, first.result.layers);
+    assert_eq!(output(&again), ["real", "/src 315619202", "/out 315619203"]);
+}
+
+fn times_do_not_depend_on_checkouts_or_on_the_base_being_a_stage() {
+    let workspace = workspace();
+    workspace.file("src", "real\n");
+    let steps = format!("RUN echo dummy > /src && {MAKE}\nCOPY src /src\n");
+    let look = format!("RUN {MAKE} && cat /out && stat -c %Y /src /out\n");
+    let expected = ["real", "315619202", "315619203"];
+    let whole =
+        output(&workspace.build(&format!("{BASE}{steps}RUN {MAKE}\nRUN stat -c %Y /src /out\n{look}")));
+    assert_eq!(whole[..2], expected[1..]);
+    // Another time of the checkout.
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    fs::File::options().write(true).open(workspace.context().join("src")).unwrap().set_modified(old).unwrap();
+    let split =
+        format!("FROM ./rootfs AS first\nENV PATH=/bin\n{steps}FROM first\nRUN {MAKE}\nENV A=1\n{look}");
+    assert_eq!(output(&workspace.build(&split)), expected);
+    // An image of the store as base: its layers carry one time, and are still one after the other.
+    let mut options = workspace.options(&format!("{BASE}{steps}"));
+    options.tags = vec!["base".parse().unwrap()];
+    workspace.build_with(options).unwrap();
+    let mut options = workspace.options(&format!("FROM base\nRUN {MAKE}\nENV A=2\n{look}"));
+    options.tags = vec!["top".parse().unwrap()];
+    assert_eq!(output(&workspace.build_with(options).unwrap()), expected);
+}
+
+fn preserved_times_are_seen_as_they_are() {
+    let workspace = workspace();
+    workspace.file("src", "real\n");
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    fs::File::options().write(true).open(workspace.context().join("src")).unwrap().set_modified(old).unwrap();
+    let mut options = workspace
+        .options(&format!("{BASE}COPY src /src\nRUN stat -c %Y /src && echo ${{SOURCE_DATE_EPOCH-none}}\n"));
+    options.timestamps = rimg_builder::engine::Timestamps::Preserve;
+    assert_eq!(output(&workspace.build_with(options).unwrap()), ["1000000000", "none"]);
+}
+
+fn source_date_epoch_is_given_to_processes() {
+    let workspace = workspace();
+    let table: &[(&str, &str)] = &[
+        ("", "315619200"),
+        ("ENV SOURCE_DATE_EPOCH=5\n", "5"),
+        ("ENV SOURCE_DATE_EPOCH=\n", ""),
+        ("ARG SOURCE_DATE_EPOCH=6\n", "6"),
+        ("ARG SOURCE_DATE_EPOCH\n", "315619200"),
+    ];
+    for (number, (lines, expected)) in table.iter().enumerate() {
+        let built = workspace.build(&format!("{BASE}{lines}RUN echo $SOURCE_DATE_EPOCH && : {number}\n"));
+        assert_eq!(output(&built), [*expected], "{lines}");
+        let is_said =
+            built.config().config.env.iter().any(|variable| variable.starts_with("SOURCE_DATE_EPOCH"));
+        assert_eq!(is_said, lines.starts_with("ENV"), "{lines}");
+    }
+    let mut options = workspace.options(&format!("{BASE}RUN echo $SOURCE_DATE_EPOCH\n"));
+    options.epoch = rimg_formats::epoch::Epoch::parse("1700000000").unwrap();
+    assert_eq!(output(&workspace.build_with(options).unwrap()), ["1700000000"]);
+}
+
+fn files_of_etc_are_committed_as_by_buildkit() {
+    let workspace = workspace();
+    workspace.file("rootfs/etc/hosts", "the image's\n");
+    let built = workspace.build(&format!(
+        "{BASE}RUN echo mine > /etc/hostname && echo x >> /etc/hosts && echo y > /etc/resolv.conf && head -n 1 /etc/hosts\n\
+         RUN cat /etc/hostname && hostname\n"
+    ));
+    assert_eq!(output(&built), ["127.0.0.1\tlocalhost buildkitsandbox", "mine", "buildkitsandbox"]);
+    assert_eq!(last_layer(&built), ["Directory etc", "Regular etc/hostname"]);
+    assert!(built.listing().contains(&"f644 0:0 etc/hosts = the image's".to_owned()));
+    let mut options = workspace.options(&format!("{BASE}RUN hostname && head -n 1 /etc/hosts\n"));
+    options.build_args.insert("BUILDKIT_SANDBOX_HOSTNAME".to_owned(), "builder-1".to_owned());
+    let named = workspace.build_with(options).unwrap();
+    assert_eq!(output(&named), ["builder-1", "127.0.0.1\tlocalhost builder-1"]);
+}
+
+fn mount_points_are_no_change() {
+    let workspace = workspace();
+    workspace.link("rootfs/etc/resolv.conf", "../run/resolve/stub.conf");
+    workspace.file("rootfs/covered", "below");
+    let table: &[(&str, &[&str])] = &[
+        ("true", &[]),
+        ("--mount=type=tmpfs,target=/a/b/c --mount=type=cache,target=/d/e true", &[]),
+        ("--mount=type=tmpfs,target=/a/b/c touch /a/b/f", &["Directory a", "Directory a/b", "Regular a/b/f"]),
+        ("--mount=type=secret,id=s,target=/k/l/s cat /k/l/s", &[]),
+        ("--mount=type=bind,source=rootfs/etc/group,target=/covered,rw echo x > /covered", &[]),
+        ("--mount=type=bind,source=rootfs/etc,target=/dir,rw touch /dir/x", &[]),
+    ];
+    for (words, expected) in table {
+        let mut options = workspace.options(&format!("{BASE}RUN {words}\n"));
+        options.secrets.insert("s".to_owned(), b"hush\n".to_vec());
+        let built = workspace.build_with(options).unwrap();
+        let layer = if built.result.layers.len() == 1 { Vec::new() } else { last_layer(&built) };
+        assert_eq!(layer, *expected, "{words}");
+    }
+}
+
+fn mounts_without_target_or_on_the_root() {
+    let workspace = workspace();
+    workspace.file("data/x", "mounted\n");
+    let table: &[(&str, &[&str])] = &[
+        ("WORKDIR /w\nRUN --mount=type=bind,source=data cat x /w/x", &["mounted", "mounted"]),
+        ("WORKDIR /w\nRUN --mount=from=other,source=/d cat x", &["mounted"]),
+        ("WORKDIR /w\nRUN --mount=ro,source=data ls", &["x"]),
+    ];
+    for (lines, expected) in table {
+        let built = workspace.build(&format!("FROM scratch AS other\nCOPY data /d\n{BASE}{lines}\n"));
+        assert_eq!(output(&built), *expected, "{lines}");
+        assert_eq!(built.result.layers.len(), 2, "{lines}");
+    }
+    for mount in ["source=data", "target=.", "target=/", "type=tmpfs,target=/x/.."] {
+        let text = workspace.fails(&format!("{BASE}RUN --mount={mount} true\n"));
+        assert!(text.contains("a mount cannot cover `/`") && !text.contains("doctor"), "{mount}: {text}");
+    }
+    let text = workspace.fails(&format!("{BASE}RUN --mount=type=cache true\n"));
+    assert!(text.contains("a mount of type `cache` wants a target"), "{text}");
+}
+
+fn programs_run_from_tmpfs_and_from_secrets() {
+    let workspace = workspace();
+    let script = "printf '#!/bin/sh\\necho ran\\n' > /t/x && chmod 755 /t/x && /t/x";
+    let built = workspace.build(&format!("{BASE}RUN --mount=type=tmpfs,target=/t {script}\n"));
+    assert_eq!(output(&built), ["ran"]);
+    let mut options = workspace.options(&format!(
+        "{BASE}RUN --mount=type=secret,id=s,target=/x,mode=0700 --mount=type=secret,id=s,target=/y \\\n /x && ! /y 2> /dev/null && stat -c %a /x /y && ls -A /dev | head -n 100\n"
+    ));
+    options.secrets.insert("s".to_owned(), b"#!/bin/sh\necho ran\n".to_vec());
+    let built = workspace.build_with(options).unwrap();
+    let lines = output(&built);
+    assert_eq!(lines[..3], ["ran", "700", "400"]);
+    assert!(!lines.iter().any(|line| line.contains("rimg")), "{lines:?}");
+    assert_eq!(built.result.layers.len(), 1);
+}
+
+fn no_error_shows_a_secret() {
+    let workspace = workspace();
+    let error = |line: &str, content: &[u8]| {
+        let mut options = workspace.options(&format!("{BASE}RUN {line}\n"));
+        options.secrets.insert("s".to_owned(), content.to_vec());
+        let source = options.buildfile.clone();
+        let error = workspace.build_with(options).err().unwrap();
+        let shown = rimg_builder::diagnostic::render_all(
+            error.diagnostics(),
+            &source,
+            rimg_builder::diagnostic::Style::Plain,
+        );
+        let last = match &error {
+            rimg_builder::engine::BuildError::Run(failure) => failure.last_lines.join(" "),
+            _ => String::new(),
+        };
+        format!("{error} {error:?} {shown} {last}")
+    };
+    for (line, content) in [
+        ("--mount=type=secret,id=s,env=T true", &b"hush\0tail"[..]),
+        ("--mount=type=secret,id=s,env=PATH nothing", b"/hush:/hush/bin"),
+        ("--mount=type=secret,id=s,env=T [\"/nothing\"]", b"hush"),
+        ("--mount=type=secret,id=s,target=/ true", b"hush"),
+        ("--mount=type=secret,id=s,target=/dir true", b"hush"),
+    ] {
+        let text = error(line, content);
+        assert!(!text.contains("hush"), "{line}: {text}");
+    }
+    let text = error("--mount=type=secret,id=s,env=T true", b"hush\0tail");
+    assert!(text.contains("the secret `s` holds a NUL byte and cannot be a variable"), "{text}");
+}
+
+fn caches_of_other_owners_are_others() {
+    let workspace = workspace();
+    let touch = "touch /c/x && stat -c '%a %u:%g' /c";
+    let mounted =
+        |keys: &str, n: u32| {
+            output(&workspace.build(&format!(
+                "{BASE}ENV N={n}\nRUN --mount=type=cache,target=/c{keys} ls /c && {touch}\n"
+            )))
+        };
+    assert_eq!(mounted("", 1), ["755 0:0"]);
+    assert_eq!(mounted(",mode=1777", 1), ["1777 0:0"]);
+    assert_eq!(mounted(",mode=1777", 2), ["x", "1777 0:0"]);
+    assert_eq!(mounted("", 2), ["x", "755 0:0"]);
+    let mut options = workspace.options(&format!("{BASE}ENV N=3\nRUN --mount=type=cache,target=/c ls /c\n"));
+    options.build_args.insert("BUILDKIT_CACHE_MOUNT_NS".to_owned(), "other".to_owned());
+    assert_eq!(output(&workspace.build_with(options).unwrap()), Vec::<String>::new());
+    if has_other_users("caches_of_other_owners_are_others") {
+        assert_eq!(mounted(",uid=33,gid=44,mode=2750", 1), ["2750 33:44"]);
+        assert_eq!(mounted(",uid=33,gid=44,mode=2750", 2), ["x", "2750 33:44"]);
+        assert_eq!(mounted("", 3), ["x", "755 0:0"]);
+    }
+}
+
+fn waiting_for_a_cache_can_be_interrupted() {
+    let workspace = workspace();
+    let step = "RUN --mount=type=cache,target=/c,sharing=locked echo ran\n";
+    workspace.build(&format!("{BASE}{step}"));
+    let caches = workspace.store.root().join("cache-mounts");
+    let cache = fs::read_dir(caches).unwrap().next().unwrap().unwrap().path();
+    let held = fs::File::options().write(true).open(cache.join("lock")).unwrap();
+    held.lock().unwrap();
+    let images = rimg_builder::base::StoredImages(workspace.store.clone());
+    let options = workspace.options(&format!("{BASE}ENV A=1\n{step}"));
+    let builder = rimg_builder::engine::Builder::new(workspace.store.clone(), &images, options);
+    let interrupt = builder.interrupt();
+    let began = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            interrupt.set();
+        });
+        let result = builder.build(&|_| {});
+        assert!(matches!(result, Err(rimg_builder::engine::BuildError::Interrupted)), "{result:?}");
+    });
+    assert!(began.elapsed() < std::time::Duration::from_secs(20));
+    drop(held);
+    assert_eq!(output(&workspace.build(&format!("{BASE}ENV A=1\n{step}"))), ["ran"]);
 }

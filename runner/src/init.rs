@@ -9,14 +9,14 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 
 use crate::kernel_fs::{self, Terminal};
@@ -24,7 +24,7 @@ use crate::message::{self, Message, SetupFailure};
 use crate::payload::{self, Prepared};
 use crate::plan::{Op, Plan};
 use crate::sys::{self, MountChange};
-use crate::tree::{self, OrFail, PointKind, Tree, attach, new_file_system};
+use crate::tree::{self, OrFail, PointKind, Tree, attach, attach_at, new_file_system};
 
 /// The private first argument that turns the executable into a sandbox's init. Its second is the plan's descriptor.
 pub(crate) const MARKER: &str = "rimg-init";
@@ -258,7 +258,8 @@ fn leave_old_root(tree: &Tree) -> Result<(), SetupFailure> {
     rustix::process::chdir("/").or_fail(|| "enter the root".to_owned())
 }
 
-/// Writes `content` to a file of the /dev tmpfs and binds it at `target`: it never touches the root's own files.
+/// Writes `content` to a file of the /dev tmpfs, or of one of its own where programs may be executed if the mode says
+/// so, and binds it at `target`: it never touches the root's own files.
 fn give_file(
     tree: &mut Tree,
     target: &OsStr,
@@ -267,27 +268,50 @@ fn give_file(
     owner: (u32, u32),
 ) -> Result<(), SetupFailure> {
     const TEMPORARY: &str = ".rimg-file";
+    const EXECUTABLE: &str = ".rimg-executable";
     let operation = || format!("provide {}", target.display());
     let point = tree.mount_point(target, PointKind::File)?;
     let dev = tree.dev.as_ref().ok_or_else(no_root)?;
+    if mode & 0o111 == 0 {
+        let mount = file_in(dev.as_fd(), TEMPORARY, content, mode, owner).or_fail(operation)?;
+        attach(mount.as_fd(), point.as_fd()).or_fail(operation)?;
+        return rustix::fs::unlinkat(dev, TEMPORARY, rustix::fs::AtFlags::empty()).or_fail(operation);
+    }
+    // Only what is attached can be cloned, so the file system lies below /dev for a moment.
+    rustix::fs::mkdirat(dev, EXECUTABLE, Mode::from(0o700)).or_fail(operation)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let system = new_file_system("tmpfs", &[("mode", Some("700"))], attributes).or_fail(operation)?;
+    attach_at(system.as_fd(), dev.as_fd(), EXECUTABLE).or_fail(operation)?;
+    let mount = file_in(system.as_fd(), TEMPORARY, content, mode, owner).or_fail(operation)?;
+    attach(mount.as_fd(), point.as_fd()).or_fail(operation)?;
+    let place = format!("/proc/self/fd/{}/{EXECUTABLE}", dev.as_raw_fd());
+    rustix::mount::unmount(place, UnmountFlags::DETACH).or_fail(operation)?;
+    rustix::fs::unlinkat(dev, EXECUTABLE, rustix::fs::AtFlags::REMOVEDIR).or_fail(operation)
+}
+
+/// Makes a file in `directory`, which is part of a mount, and returns a mount of that file alone.
+fn file_in(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    content: &[u8],
+    mode: u32,
+    owner: (u32, u32),
+) -> std::io::Result<OwnedFd> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(dev, TEMPORARY, flags, Mode::from(0o600)).or_fail(operation)?;
+    let file = rustix::fs::openat(directory, name, flags, Mode::from(0o600))?;
     if owner != (0, 0) {
         use rustix::fs::{Gid, Uid};
         let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-        rustix::fs::fchown(&file, Some(uid), Some(gid)).or_fail(operation)?;
+        rustix::fs::fchown(&file, Some(uid), Some(gid))?;
     }
-    rustix::fs::fchmod(&file, Mode::from(mode)).or_fail(operation)?;
+    rustix::fs::fchmod(&file, Mode::from(mode))?;
     let mut file = std::fs::File::from(file);
-    std::io::Write::write_all(&mut file, content).or_fail(operation)?;
-    let mount = tree::clone_mount(dev.as_fd(), TEMPORARY, false).or_fail(operation)?;
-    attach(mount.as_fd(), point.as_fd()).or_fail(operation)?;
-    rustix::fs::unlinkat(dev, TEMPORARY, rustix::fs::AtFlags::empty()).or_fail(operation)
+    std::io::Write::write_all(&mut file, content)?;
+    Ok(tree::clone_mount(directory, name, false)?)
 }
 
 fn mount_tmpfs(tree: &mut Tree, op: &Op) -> Result<(), SetupFailure> {
-    use rustix::mount::MountAttrFlags;
-    let Op::Tmpfs { target, size_bytes, mode, read_only } = op else {
+    let Op::Tmpfs { target, size_bytes, mode, exec, read_only } = op else {
         return Ok(());
     };
     let operation = || format!("mount a tmpfs at {}", target.display());
@@ -297,9 +321,10 @@ fn mount_tmpfs(tree: &mut Tree, op: &Op) -> Result<(), SetupFailure> {
     if let Some(size) = &size {
         options.push(("size", Some(size)));
     }
-    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    if !exec {
+        attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    }
     if *read_only {
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }

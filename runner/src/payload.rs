@@ -78,10 +78,12 @@ pub(crate) fn prepare(payload: &Payload, root: &OwnedFd) -> Result<Prepared, Set
         Seccomp::Default => seccomp::default_profile(payload.capabilities),
         Seccomp::Unconfined => Vec::new(),
     };
+    // The variables first: what else fails over one of them would show its value.
+    let variables = env.iter().map(|(name, value)| pair(name, value)).collect::<Result<_, _>>()?;
     Ok(Prepared::Launch(Launch {
         programs: candidates(program, &env)?,
         args: payload.args.iter().map(|arg| c_string(arg.as_bytes())).collect::<Result<_, _>>()?,
-        env: env.iter().map(|(name, value)| pair(name, value)).collect::<Result<_, _>>()?,
+        env: variables,
         credentials,
         capabilities: payload.capabilities,
         no_new_privileges: payload.no_new_privileges,
@@ -307,8 +309,12 @@ fn candidates(program: &OsStr, env: &[(OsString, OsString)]) -> Result<Vec<CStri
         .collect()
 }
 
+/// `NAME=value`. An error names the variable and never shows its value, which may be a secret.
 fn pair(name: &OsStr, value: &OsStr) -> Result<CString, SetupFailure> {
-    c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat())
+    CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).map_err(|_| SetupFailure {
+        operation: format!("pass the variable `{}`: it contains a NUL byte", name.display()),
+        errno: 0,
+    })
 }
 
 fn c_string(bytes: &[u8]) -> Result<CString, SetupFailure> {

@@ -85,7 +85,7 @@ pub(crate) enum Op {
     /// A mount the parent prepared.
     Attach { mount: RawFd, directory: bool, target: OsString },
     /// An empty tmpfs.
-    Tmpfs { target: OsString, size_bytes: Option<u64>, mode: u32, read_only: bool },
+    Tmpfs { target: OsString, size_bytes: Option<u64>, mode: u32, exec: bool, read_only: bool },
     /// Cover a path of our own procfs or sysfs.
     Mask(String),
     /// Make a path of our own procfs read-only.
@@ -211,9 +211,13 @@ fn caller_mounts(spec: &SandboxSpec, prepared: &Prepared) -> Vec<Op> {
                 };
                 Op::Attach { mount: fd, directory, target }
             }
-            MountKind::Tmpfs { size_bytes, mode } => {
-                Op::Tmpfs { target, size_bytes: *size_bytes, mode: *mode, read_only: mount.read_only }
-            }
+            MountKind::Tmpfs { size_bytes, mode, exec } => Op::Tmpfs {
+                target,
+                size_bytes: *size_bytes,
+                mode: *mode,
+                exec: *exec,
+                read_only: mount.read_only,
+            },
         };
         ops.push((depth(&mount.target), op));
     }
@@ -252,7 +256,7 @@ mod tests {
     fn callers_mounts_come_parents_first_and_before_masks() {
         let mut spec = spec();
         let tmpfs = |target: &str| Mount {
-            kind: MountKind::Tmpfs { size_bytes: None, mode: 0o755 },
+            kind: MountKind::Tmpfs { size_bytes: None, mode: 0o755, exec: false },
             target: PathBuf::from(target),
             read_only: false,
         };

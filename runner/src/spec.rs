@@ -159,6 +159,8 @@ pub enum MountKind {
         size_bytes: Option<u64>,
         /// Mode of its root.
         mode: u32,
+        /// Allow programs in it to be executed.
+        exec: bool,
     },
 }
 

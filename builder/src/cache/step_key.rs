@@ -9,7 +9,7 @@
 //! | `the layers below`: their ChainID | – | ✓ |
 //! | `command`: the final argument list, with heredoc bodies; `script`: a heredoc that begins with `#!` | – | ✓ |
 //! | `environment NAME`: each variable, `ARG`s in scope included | – | ✓ |
-//! | `user`, `working directory`, `hostname`, `network`, `platform` | – | ✓ |
+//! | `user`, `working directory`, `hostname`, `network`, `platform` | – | ✓ (4) |
 //! | `mount TARGET`: options, and for `bind` the content that it shows | – | ✓ (3) |
 //!
 //! 1. The entries are what the layer will be, byte for byte: destination symlinks, names in `/etc/passwd`, missing
@@ -18,6 +18,8 @@
 //! 2. Modification times only with `--timestamps=preserve`; never device, inode or path of the source.
 //! 3. The content of cache mounts and secrets never enters a key; their declaration does. Of files shown by a bind
 //!    mount the times do not enter either, though the process can see them.
+//! 4. The times of the files that a process sees, and the `SOURCE_DATE_EPOCH` that it is given, follow from `times` and
+//!    `the layers below`; the version of how they follow is in the kind of the step.
 //!
 //! What does not enter: the instruction's spelling, its place in the file, names of stages and images (their content
 //! does), metadata instructions. The spelling serves as [`Slot`], to find the nearest earlier entry of a miss.

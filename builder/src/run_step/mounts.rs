@@ -3,7 +3,7 @@
 //! | type | shown | in the key |
 //! |---|---|---|
 //! | `bind` | the context's own files where nothing hides in them, root owns all and nobody may write, else a copy | its content |
-//! | `cache` | `cache-mounts/<digest of id>[.n]/content` of the store, locked as `sharing` says | its options |
+//! | `cache` | a directory of the store, locked as `sharing` says: [`super::caches`] | its options |
 //! | `tmpfs` | an empty file system | its options |
 //! | `secret` | a file that only exists in memory, or a variable | its options, never its content |
 //!
@@ -11,17 +11,16 @@
 //! have the files' own times. Constant times, as layers have them, would be wrong here: beside a cache mount, `make` and
 //! `cargo` decide by times what to build again.
 
-use std::fs::{self, File};
+use std::cell::RefCell;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rimg_formats::digest::Digest;
 use rimg_formats::layer::{LayerPath, MtimePolicy};
 use rimg_runner::SandboxSpec;
 use rimg_runner::spec::{EtcFile, Mount as SandboxMount, MountKind as SandboxMountKind, PrivateFile};
-use rustix::fs::{FlockOperation, flock};
 
+use super::caches::{Cache, CacheId};
 use super::workspace::RunWorkspace;
 use crate::cache::StepInputs;
 use crate::context::DiskTree;
@@ -37,7 +36,7 @@ use crate::syntax::{CacheSharing, Mount, MountKind};
 /// The mounts of a step. Dropping it releases the locks of its caches.
 pub(super) struct MountPlan {
     mounts: Vec<Prepared>,
-    locks: std::cell::RefCell<Vec<File>>,
+    caches: RefCell<Vec<Cache>>,
 }
 
 /// A mount, with what can be known before the step runs.
@@ -58,10 +57,8 @@ enum Kind {
         in_place: Option<(DiskTree, LayerPath)>,
     },
     Cache {
-        id: String,
+        id: CacheId,
         sharing: CacheSharing,
-        mode: u32,
-        owner: (u32, u32),
     },
     Tmpfs {
         size: Option<u64>,
@@ -77,6 +74,9 @@ enum Kind {
     },
 }
 
+/// The build argument that sets the caches of some builds apart from those of others.
+const CACHE_NAMESPACE_ARGUMENT: &str = "BUILDKIT_CACHE_MOUNT_NS";
+
 /// What a copied mount is called in its directory.
 const CONTENT: &str = "content";
 
@@ -91,7 +91,7 @@ impl MountPlan {
         for (mount, source) in instruction.mounts.iter().zip(&step.mount_sources) {
             plan(stage, mount, source, &mut mounts)?;
         }
-        Ok(MountPlan { mounts, locks: std::cell::RefCell::default() })
+        Ok(MountPlan { mounts, caches: RefCell::default() })
     }
 
     /// Adds what the mounts contribute to the key.
@@ -111,21 +111,7 @@ impl MountPlan {
         workspace: &RunWorkspace,
         spec: &mut SandboxSpec,
     ) -> io::Result<()> {
-        // Locks are taken in one order by everybody, or two steps could wait for each other.
-        let mut caches: Vec<(String, CacheSharing)> = Vec::new();
-        for mount in &self.mounts {
-            if let Kind::Cache { id, sharing, .. } = &mount.kind {
-                caches.push((id.clone(), *sharing));
-            }
-        }
-        caches.sort_by(|left, right| left.0.cmp(&right.0));
-        caches.dedup_by(|left, right| left.0 == right.0);
-        let mut directories = Vec::new();
-        for (id, sharing) in caches {
-            let (directory, lock) = cache_directory(build.store.root(), &id, sharing)?;
-            self.locks.borrow_mut().push(lock);
-            directories.push((id, directory));
-        }
+        self.take_caches(build)?;
         for (number, mount) in self.mounts.iter().enumerate() {
             let target = absolute(&mount.target, &spec.cwd);
             let bind = |source| SandboxMount {
@@ -137,14 +123,14 @@ impl MountPlan {
                 Kind::Bind { entries, in_place } => {
                     spec.mounts.push(bind(bind_source(entries, in_place.as_ref(), workspace, number)?));
                 }
-                Kind::Cache { id, mode, owner, .. } => {
-                    let found = directories.iter().find(|(known, _)| known == id);
-                    let (_, directory) =
-                        found.ok_or_else(|| io::Error::other("a cache without directory"))?;
-                    spec.mounts.push(bind(cache_content(directory, *mode, *owner)?));
+                Kind::Cache { id, .. } => {
+                    let caches = self.caches.borrow();
+                    let found = caches.iter().find(|cache| cache.id == *id);
+                    let cache = found.ok_or_else(|| io::Error::other("a cache without directory"))?;
+                    spec.mounts.push(bind(cache.content()?));
                 }
                 Kind::Tmpfs { size } => spec.mounts.push(SandboxMount {
-                    kind: SandboxMountKind::Tmpfs { size_bytes: *size, mode: 0o1777 },
+                    kind: SandboxMountKind::Tmpfs { size_bytes: *size, mode: 0o1777, exec: true },
                     target,
                     read_only: mount.read_only,
                 }),
@@ -159,6 +145,24 @@ impl MountPlan {
                     spec.env.push((name.into(), std::ffi::OsString::from_vec(content.clone())));
                 }
             }
+        }
+        Ok(())
+    }
+}
+
+impl MountPlan {
+    /// Locks the caches, in one order for everybody, or two steps could wait for each other.
+    fn take_caches(&self, build: &Build<'_>) -> io::Result<()> {
+        let mut caches: Vec<(&CacheId, CacheSharing)> = Vec::new();
+        for mount in &self.mounts {
+            if let Kind::Cache { id, sharing } = &mount.kind {
+                caches.push((id, *sharing));
+            }
+        }
+        caches.sort_by(|left, right| left.0.cmp(right.0));
+        caches.dedup_by(|left, right| left.0 == right.0);
+        for (id, sharing) in caches {
+            self.caches.borrow_mut().push(Cache::take(build, id, sharing)?);
         }
         Ok(())
     }
@@ -180,6 +184,17 @@ fn plan(
         return Err(error.into());
     }
     let target = mount.target.clone().unwrap_or_default();
+    // Without a target a bind is shown where the process starts.
+    let target = match &mount.kind {
+        MountKind::Bind { .. } if target.is_empty() => stage.image.working_directory().to_owned(),
+        _ => target,
+    };
+    let lands = absolute(&target, Path::new(stage.image.working_directory()));
+    if !target.is_empty() && clean(lands.as_os_str().as_encoded_bytes()).is_ok_and(|path| path.is_root()) {
+        return Err(Diagnostic::error(mount.span, "a mount cannot cover `/`")
+            .help("mount it on a folder: `target=/path/in/the/container`")
+            .into());
+    }
     let read_only = mount.read_only;
     let access = if read_only { "ro" } else { "rw" };
     match &mount.kind {
@@ -190,8 +205,13 @@ fn plan(
         }
         MountKind::Cache { id, sharing, mode, uid, gid, .. } => {
             let id = id.clone().unwrap_or_else(|| target.clone());
-            let options = format!("cache {access} {id} {mode:o} {uid}:{gid}");
-            let kind = Kind::Cache { id, sharing: *sharing, mode: *mode, owner: (*uid, *gid) };
+            let id = match stage.build.options.build_args.get(CACHE_NAMESPACE_ARGUMENT) {
+                Some(namespace) if !namespace.is_empty() => format!("{namespace}/{id}"),
+                _ => id,
+            };
+            let id = CacheId { id, mode: *mode, owner: (*uid, *gid) };
+            let options = format!("cache {access} {}", id.describe());
+            let kind = Kind::Cache { id, sharing: *sharing };
             mounts.push(Prepared { target, read_only, kind, options, content: None });
         }
         MountKind::Tmpfs { size } => {
@@ -215,6 +235,12 @@ fn plan(
             };
             let options = format!("secret {id} {mode:o} {uid}:{gid} {env:?}");
             if let Some(name) = env {
+                if content.contains(&0) {
+                    let error = format!("the secret `{id}` holds a NUL byte and cannot be a variable");
+                    return Err(Diagnostic::error(mount.span, error)
+                        .help(format!("mount it as a file: `--mount=type=secret,id={id},target=/path`"))
+                        .into());
+                }
                 let kind = Kind::SecretVariable { name: name.clone(), content: content.clone() };
                 mounts.push(Prepared {
                     target: name.clone(),
@@ -295,57 +321,4 @@ fn bind_source(
     read_xattrs(&mut entries)?;
     materialise(&entries, &directory, MtimePolicy::Preserve)?;
     Ok(directory.join(CONTENT))
-}
-
-/// The directory of a cache and its lock, held as long as the file is open.
-fn cache_directory(store: &Path, id: &str, sharing: CacheSharing) -> io::Result<(PathBuf, File)> {
-    let parent = store.join("cache-mounts");
-    fs::create_dir_all(&parent)?;
-    let name = Digest::sha256(id.as_bytes()).hex();
-    let open = |name: &str| -> io::Result<(PathBuf, File)> {
-        let directory = parent.join(name);
-        fs::create_dir_all(&directory)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(directory.join("lock"))?;
-        Ok((directory, lock))
-    };
-    match sharing {
-        CacheSharing::Shared => {
-            let (directory, lock) = open(&name)?;
-            flock(&lock, FlockOperation::LockShared)?;
-            Ok((directory, lock))
-        }
-        CacheSharing::Locked => {
-            let (directory, lock) = open(&name)?;
-            flock(&lock, FlockOperation::LockExclusive)?;
-            Ok((directory, lock))
-        }
-        CacheSharing::Private => {
-            for number in 0.. {
-                let (directory, lock) =
-                    open(&if number == 0 { name.clone() } else { format!("{name}.{number}") })?;
-                match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                    Err(rustix::io::Errno::WOULDBLOCK) => {}
-                    Err(error) => return Err(error.into()),
-                    Ok(()) => return Ok((directory, lock)),
-                }
-            }
-            Err(io::Error::other("no free cache directory"))
-        }
-    }
-}
-
-/// What is mounted of a cache; made at its first use.
-fn cache_content(directory: &Path, mode: u32, owner: (u32, u32)) -> io::Result<PathBuf> {
-    let content = directory.join(CONTENT);
-    match fs::create_dir(&content) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
-        Ok(()) => {
-            fs::set_permissions(&content, fs::Permissions::from_mode(mode))?;
-            if owner != (0, 0) {
-                std::os::unix::fs::chown(&content, Some(owner.0), Some(owner.1))?;
-            }
-        }
-    }
-    Ok(content)
 }

@@ -30,7 +30,7 @@ pub struct MountField {
 pub struct Mount {
     /// What is mounted.
     pub kind: MountKind,
-    /// Where in the container; for secrets and ssh `None` means their default place.
+    /// Where in the container; `None` means the working directory for a bind, their default place for secrets and ssh.
     pub target: Option<String>,
     /// Whether the command cannot write to it.
     pub read_only: bool,
@@ -325,7 +325,7 @@ impl Settings {
     fn finish(self, span: Span) -> Result<Mount, Diagnostic> {
         let kind = self.kind.as_deref().unwrap_or("bind").to_owned();
         self.check(&kind)?;
-        if self.target.as_ref().is_none_or(String::is_empty) && !["secret", "ssh"].contains(&kind.as_str()) {
+        if self.target.as_ref().is_none_or(String::is_empty) && ["cache", "tmpfs"].contains(&kind.as_str()) {
             return Err(Diagnostic::error(span, format!("a mount of type `{kind}` wants a target"))
                 .help("add `target=/path/in/the/container`"));
         }

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-use rimg_formats::layer::{Entry, EntryKind, LayerError, LayerPath, LayerReader};
+use rimg_formats::layer::{Entry, EntryKind, LayerError, LayerPath, LayerReader, Mtime};
 use rimg_formats::root_dir::{Directory, RootDir, timestamps};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -75,6 +75,7 @@ pub struct Skipped {
 struct Applier<'t> {
     tree: &'t RootDir,
     owners: Owners,
+    time: Option<Mtime>,
     skipped: Skipped,
     /// Directories whose attributes are set last: restrictive modes would keep their contents out.
     directories: Vec<Entry>,
@@ -82,14 +83,21 @@ struct Applier<'t> {
     whiteouts: HashSet<LayerPath>,
 }
 
-/// Unpacks all entries of `layer` into `tree`, an empty directory.
+/// Unpacks all entries of `layer` into `tree`, an empty directory. They get the time `time`, if it is given, else their
+/// own.
 ///
 /// # Errors
 /// See [`ApplyError`]. The directory is of no use then.
-pub fn apply(layer: &mut LayerReader<'_>, tree: &RootDir, owners: Owners) -> Result<Skipped, ApplyError> {
+pub fn apply(
+    layer: &mut LayerReader<'_>,
+    tree: &RootDir,
+    owners: Owners,
+    time: Option<Mtime>,
+) -> Result<Skipped, ApplyError> {
     let mut applier = Applier {
         tree,
         owners,
+        time,
         skipped: Skipped::default(),
         directories: Vec::new(),
         whiteouts: HashSet::new(),
@@ -277,7 +285,7 @@ impl Applier<'_> {
         if !matches!(entry.kind, EntryKind::Symlink { .. }) {
             parent.set_mode(name, entry.mode)?;
         }
-        Ok(parent.set_mtime(name, entry.mtime)?)
+        Ok(parent.set_mtime(name, self.time.unwrap_or(entry.mtime))?)
     }
 
     /// The same for the tree itself, which has no name in a directory of ours.
@@ -292,7 +300,8 @@ impl Applier<'_> {
         // Attributes of the root are overlayfs's in the merged view: it shows those of the topmost layer.
         self.skipped.xattrs += entry.xattrs.len() as u64;
         rustix::fs::fchmod(self.tree, Mode::from_raw_mode(entry.mode)).map_err(io::Error::from)?;
-        Ok(rustix::fs::futimens(self.tree, &timestamps(entry.mtime)).map_err(io::Error::from)?)
+        Ok(rustix::fs::futimens(self.tree, &timestamps(self.time.unwrap_or(entry.mtime)))
+            .map_err(io::Error::from)?)
     }
 
     fn owner(&self, entry: &Entry) -> Result<(u32, u32), ApplyError> {

@@ -29,6 +29,8 @@ pub struct Changes {
     pub entries: Vec<Entry>,
     /// Paths on disk whose times are set when the tree becomes a snapshot, directories after what they contain.
     stamped: Vec<LayerPath>,
+    /// Paths on disk that are no change, though they lie in the upper directory.
+    unchanged: Vec<LayerPath>,
 }
 
 impl Changes {
@@ -39,8 +41,13 @@ impl Changes {
     /// When a directory cannot be read.
     pub fn read(upper: &Path, lowers: &[PathBuf], ignored: &[LayerPath]) -> io::Result<Changes> {
         let lowers = lowers.iter().rev().map(|lower| RootDir::open(lower)).collect::<io::Result<Vec<_>>>()?;
-        let mut changes =
-            Changes { upper: RootDir::open(upper)?, lowers, entries: Vec::new(), stamped: Vec::new() };
+        let mut changes = Changes {
+            upper: RootDir::open(upper)?,
+            lowers,
+            entries: Vec::new(),
+            stamped: Vec::new(),
+            unchanged: Vec::new(),
+        };
         let mut links = HashMap::new();
         changes.directory(&LayerPath::root(), ignored, &mut links)?;
         changes.entries.sort_by(layer_order);
@@ -70,6 +77,16 @@ impl Changes {
         Ok(())
     }
 
+    /// Removes from the upper directory what was copied up without having been changed: it would cover what the layers
+    /// below have, with times of its own.
+    pub(super) fn remove_unchanged(&self) -> io::Result<()> {
+        for path in &self.unchanged {
+            let (parent, name) = self.upper.parent_of(path)?;
+            parent.remove(name)?;
+        }
+        Ok(())
+    }
+
     /// Reads one directory; true when anything in or below it changed.
     fn directory(
         &mut self,
@@ -84,15 +101,19 @@ impl Changes {
             let path = path.join(&name).map_err(io::Error::other)?;
             let kind = FileType::from_raw_mode(stat.st_mode);
             if ignored.contains(&path) && is_stub(&folder, &name, &stat)? {
+                self.unchanged.push(path);
                 continue;
             }
-            changed |= match kind {
+            let is_change = match kind {
                 FileType::Directory => self.subdirectory(&path, &folder, &name, &stat, ignored, links)?,
                 FileType::Socket => false,
                 _ => self.leaf(&path, &folder, &name, &stat, links)?,
             };
-            // Whiteouts have no time that anybody could see, and their owner may not let us set it.
-            if kind != FileType::CharacterDevice {
+            changed |= is_change;
+            if !is_change {
+                self.unchanged.push(path);
+            } else if kind != FileType::CharacterDevice {
+                // Whiteouts have no time that anybody could see, and their owner may not let us set it.
                 self.stamped.push(path);
             }
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! snapshots/<hex>            a layer's tree, by the digest of its uncompressed tar; complete, never changed
 //! snapshots/<hex>-squashed   the same for a user without subordinate ids: every file is that user's
+//! snapshots/<hex>@<seconds>  the same with one time for all entries, for the steps of builds: [`SnapshotTimes::Build`]
 //! snapshots/<hex>.boot       when it was made: a boot's id; the tree is good until the machine starts again
 //! snapshots/.new-<pid>-<n>   a tree being made or removed; locked by its maker, so that a dead maker's can be told
 //! snapshots/.lock            held while a tree appears or goes
@@ -42,6 +43,8 @@ const UNFINISHED_PREFIX: &str = ".new-";
 const BOOT_SUFFIX: &str = ".boot";
 /// The suffix of trees whose files all belong to one user.
 const SQUASHED_SUFFIX: &str = "-squashed";
+/// What stands before the time in the names of trees whose entries all have one.
+const TIME_MARK: char = '@';
 /// The name of the lock file.
 const LOCK_NAME: &str = ".lock";
 
@@ -52,6 +55,24 @@ pub enum Owners {
     Keep,
     /// All the caller's: there are no other ids in a single-id user namespace.
     Squash,
+}
+
+/// Which times the entries of a tree have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotTimes {
+    /// The layer's own.
+    Exported,
+    /// All the same, in seconds since 1970: the layer's place in a build's logical time.
+    Build(i64),
+}
+
+impl SnapshotTimes {
+    fn fixed(self) -> Option<Mtime> {
+        match self {
+            SnapshotTimes::Exported => None,
+            SnapshotTimes::Build(secs) => Some(Mtime { secs, nanos: 0 }),
+        }
+    }
 }
 
 /// Why a snapshot could not be made.
@@ -125,8 +146,8 @@ impl Snapshots {
     }
 
     /// The tree of a layer, if it was made before.
-    pub fn get(&self, layer: &DiffId) -> Option<PathBuf> {
-        let name = self.name(layer);
+    pub fn get(&self, layer: &DiffId, times: SnapshotTimes) -> Option<PathBuf> {
+        let name = self.name(layer, times);
         let exists = self.folder.stat(name.as_bytes()).is_ok();
         (exists && self.is_of_this_boot(&name)).then(|| self.path.join(name))
     }
@@ -141,25 +162,27 @@ impl Snapshots {
     pub fn prepare<R: io::Read + Send>(
         &self,
         layer: &DiffId,
+        times: SnapshotTimes,
         limits: Limits,
         open: impl FnOnce() -> io::Result<R>,
     ) -> Result<(PathBuf, Skipped), SnapshotError> {
-        if let Some(path) = self.get(layer) {
+        if let Some(path) = self.get(layer, times) {
             return Ok((path, Skipped::default()));
         }
-        let name = self.name(layer);
+        let name = self.name(layer, times);
         let unfinished = self.begin()?;
         let failed = |source| SnapshotError::Apply { layer: *layer, source };
         let input = open().map_err(|error| failed(ApplyError::Layer(LayerError::Read(error))))?;
         let mut reader = LayerReader::hashing(input, limits).map_err(|error| failed(error.into()))?;
-        let skipped = apply::apply(&mut reader, &unfinished.tree, self.owners).map_err(failed)?;
+        let skipped =
+            apply::apply(&mut reader, &unfinished.tree, self.owners, times.fixed()).map_err(failed)?;
         check_diff_id(layer, reader.diff_id()).map_err(failed)?;
         Ok((self.publish(&self.path.join(&unfinished.name), &name)?, skipped))
     }
 
     /// Makes the changed files in `upper`, an overlay's upper directory in a folder on the same file system, the tree
-    /// of the layer that was written from `changes`: by a rename, without copying. Every entry gets the time `mtime`
-    /// first, as it has in the layer, so that the tree is what unpacking the layer would give.
+    /// of the layer that was written from `changes`: by a rename, without copying. What did not change is removed and
+    /// every entry gets its time first, so that the tree is what unpacking the layer would give.
     ///
     /// # Errors
     /// When the upper directory cannot be changed or moved.
@@ -168,15 +191,16 @@ impl Snapshots {
         upper: &Path,
         changes: &Changes,
         layer: &DiffId,
-        mtime: Option<Mtime>,
+        times: SnapshotTimes,
     ) -> Result<PathBuf, SnapshotError> {
-        if let Some(path) = self.get(layer) {
+        if let Some(path) = self.get(layer, times) {
             return Ok(path);
         }
-        if let Some(mtime) = mtime {
+        changes.remove_unchanged().map_err(at("remove unchanged files below", upper))?;
+        if let Some(mtime) = times.fixed() {
             changes.set_times(mtime).map_err(at("set times below", upper))?;
         }
-        self.publish(upper, &self.name(layer))
+        self.publish(upper, &self.name(layer, times))
     }
 
     /// Gives the finished `tree` the name it is found by. When somebody else made the same meanwhile, that one stays.
@@ -230,14 +254,17 @@ impl Snapshots {
             if name == LOCK_NAME || name == mount_points::NAME {
                 continue;
             }
-            let hex = name.trim_end_matches(BOOT_SUFFIX).trim_end_matches(SQUASHED_SUFFIX);
+            let hex = name.split(|c: char| !c.is_ascii_hexdigit()).next().unwrap_or_default();
+            // What a build stood on before the machine started again, nobody will ask for.
+            let is_left =
+                name.contains(TIME_MARK) && !self.is_of_this_boot(name.trim_end_matches(BOOT_SUFFIX));
             // Held until a dead maker's tree is gone.
             let _lock = match name.starts_with(UNFINISHED_PREFIX) {
                 true => match claim::lock(&self.path.join(&name)) {
                     Ok(Some(lock)) => Some(lock),
                     _ => continue,
                 },
-                false if wanted(hex) => continue,
+                false if wanted(hex) && !is_left => continue,
                 false => None,
             };
             removed += u64::from(!name.ends_with(BOOT_SUFFIX));
@@ -259,9 +286,13 @@ impl Snapshots {
         self.remove_unwanted(|_| true, dry_run)
     }
 
-    fn name(&self, layer: &DiffId) -> String {
+    fn name(&self, layer: &DiffId, times: SnapshotTimes) -> String {
         let suffix = if self.owners == Owners::Squash { SQUASHED_SUFFIX } else { "" };
-        format!("{}{suffix}", layer.digest().hex())
+        let hex = layer.digest().hex();
+        match times {
+            SnapshotTimes::Exported => format!("{hex}{suffix}"),
+            SnapshotTimes::Build(secs) => format!("{hex}{suffix}{TIME_MARK}{secs}"),
+        }
     }
 
     /// Whether the tree of this name, if there is one, was made since the machine started.

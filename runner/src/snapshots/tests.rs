@@ -58,7 +58,9 @@ fn place() -> Place {
 impl Place {
     fn prepare(&self, layer: Vec<u8>) -> Result<PathBuf, SnapshotError> {
         let id = DiffId::new(Digest::sha256(&layer));
-        let prepared = self.snapshots.prepare(&id, Limits::default(), || Ok(io::Cursor::new(layer)));
+        let prepared = self
+            .snapshots
+            .prepare(&id, SnapshotTimes::Exported, Limits::default(), || Ok(io::Cursor::new(layer)));
         prepared.map(|(path, _)| path)
     }
 
@@ -99,7 +101,7 @@ fn a_layer_becomes_a_lower_directory() {
     assert_eq!(hidden.xattr(b"hidden", apply::OPAQUE).unwrap().as_deref(), Some(&b"y"[..]));
     let closed = fs::metadata(place.folder.path().join("snapshots")).unwrap().permissions().mode();
     assert_eq!(closed & 0o077, 0, "other users could run set-user-ID programs of images");
-    assert_eq!(place.snapshots.get(&made), Some(tree));
+    assert_eq!(place.snapshots.get(&made, SnapshotTimes::Exported), Some(tree));
     assert_eq!(place.names().len(), 1);
 }
 
@@ -148,9 +150,12 @@ fn nothing_is_written_outside_and_nothing_is_left_of_a_refused_layer() {
 fn only_the_layer_that_was_named_takes_its_place() {
     let place = place();
     let (good, bad) = (tar(&[member("file", b'0', b"good", "")]), tar(&[member("file", b'0', b"evil", "")]));
-    let result = place
-        .snapshots
-        .prepare(&DiffId::new(Digest::sha256(&good)), Limits::default(), || Ok(io::Cursor::new(bad)));
+    let result = place.snapshots.prepare(
+        &DiffId::new(Digest::sha256(&good)),
+        SnapshotTimes::Exported,
+        Limits::default(),
+        || Ok(io::Cursor::new(bad)),
+    );
     assert!(result.unwrap_err().to_string().contains("diff_id"));
     assert_eq!(place.names(), Vec::<String>::new());
     let tree = place.prepare(good).unwrap();
@@ -186,8 +191,10 @@ fn a_device_that_overlayfs_takes_for_a_whiteout_is_left_out() {
     let place = place();
     let layer = tar(&[member("null", b'3', b"", "")]);
     let id = DiffId::new(Digest::sha256(&layer));
-    let (tree, skipped) =
-        place.snapshots.prepare(&id, Limits::default(), || Ok(io::Cursor::new(layer))).unwrap();
+    let (tree, skipped) = place
+        .snapshots
+        .prepare(&id, SnapshotTimes::Exported, Limits::default(), || Ok(io::Cursor::new(layer)))
+        .unwrap();
     assert_eq!((skipped.devices, tree.join("null").exists()), (1, false));
 }
 
@@ -209,18 +216,65 @@ fn a_tree_is_good_for_one_boot() {
     fs::create_dir(&upper).unwrap();
     fs::write(upper.join("file"), "x").unwrap();
     let changes = Changes::read(&upper, &[], &[]).unwrap();
-    let time = Mtime { secs: 315_619_200, nanos: 0 };
+    let times = SnapshotTimes::Build(315_619_200);
     let layer = tar(&[member("file", b'0', b"y", "")]);
     let id = DiffId::new(Digest::sha256(&layer));
-    let tree = place.snapshots.adopt(&upper, &changes, &id, Some(time)).unwrap();
-    assert_eq!(fs::metadata(tree.join("file")).unwrap().mtime(), time.secs);
-    assert_eq!(place.snapshots.get(&id), Some(tree.clone()));
+    let tree = place.snapshots.adopt(&upper, &changes, &id, times).unwrap();
+    assert_eq!(fs::metadata(tree.join("file")).unwrap().mtime(), 315_619_200);
+    assert_eq!(place.snapshots.get(&id, times), Some(tree.clone()));
     let mark = format!("{}.boot", tree.to_str().unwrap());
-    fs::write(mark, "another boot").unwrap();
-    assert_eq!(place.snapshots.get(&id), None);
-    let made_again = place.prepare(layer).unwrap();
+    fs::write(&mark, "another boot").unwrap();
+    assert_eq!(place.snapshots.get(&id, times), None);
+    let open = || Ok(io::Cursor::new(layer.clone()));
+    let (made_again, _) = place.snapshots.prepare(&id, times, Limits::default(), open).unwrap();
     assert_eq!(fs::read(made_again.join("file")).unwrap(), b"y");
     assert_eq!(place.names().len(), 1);
+    // Of another boot nothing is asked for under a build's time, so it is no use that the layer is wanted.
+    fs::write(mark, "another boot").unwrap();
+    assert_eq!(place.snapshots.sweep(|_| true, false).unwrap(), Some(1));
+    assert_eq!(place.names(), Vec::<String>::new());
+}
+
+#[test]
+fn a_layer_has_a_tree_for_each_time() {
+    let place = place();
+    let layer = tar(&[member("d/", b'5', b"", ""), member("d/f", b'0', b"x", "")]);
+    let exported = place.prepare(layer.clone()).unwrap();
+    let id = DiffId::new(Digest::sha256(&layer));
+    let open = || Ok(io::Cursor::new(layer.clone()));
+    let (built, _) =
+        place.snapshots.prepare(&id, SnapshotTimes::Build(1000), Limits::default(), open).unwrap();
+    let times = |tree: &Path| ["d", "d/f"].map(|path| fs::metadata(tree.join(path)).unwrap().mtime());
+    assert_eq!((times(&exported), times(&built)), ([317_580_288; 2], [1000; 2]));
+    assert_eq!(place.snapshots.get(&id, SnapshotTimes::Build(1001)), None);
+    assert_eq!(place.snapshots.sweep(|hex| hex == id.digest().hex(), false).unwrap(), Some(0));
+    assert_eq!(place.snapshots.sweep(|_| false, false).unwrap(), Some(2));
+}
+
+#[test]
+fn an_adopted_tree_has_what_changed_and_nothing_else() {
+    let place = place();
+    let base = tar(&[
+        member("d/", b'5', b"", ""),
+        member("d/f", b'0', b"content", ""),
+        member("e/", b'5', b"", ""),
+        member("e/f", b'0', b"content", ""),
+    ]);
+    let lower = place.prepare(base).unwrap();
+    let upper = place.folder.path().join("upper");
+    for folder in ["d", "e"] {
+        fs::create_dir_all(upper.join(folder)).unwrap();
+        fs::set_permissions(upper.join(folder), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(upper.join(folder).join("f"), "content").unwrap();
+        fs::set_permissions(upper.join(folder).join("f"), fs::Permissions::from_mode(0o4751)).unwrap();
+    }
+    fs::write(upper.join("d/new"), "new").unwrap();
+    let changes = Changes::read(&upper, &[lower], &[]).unwrap();
+    let id = DiffId::new(Digest::sha256(b"the layer"));
+    let tree = place.snapshots.adopt(&upper, &changes, &id, SnapshotTimes::Build(7)).unwrap();
+    assert_eq!(fs::metadata(tree.join("d")).unwrap().mtime(), 7);
+    assert_eq!(fs::metadata(tree.join("d/new")).unwrap().mtime(), 7);
+    assert!(!tree.join("d/f").exists() && !tree.join("e").exists());
 }
 
 /// Path and kind of every change, in layer order.

@@ -45,7 +45,7 @@ const SECRET: &str = "/tmp/rimg-test-secret";
 
 fn tmpfs(target: &str) -> Mount {
     Mount {
-        kind: MountKind::Tmpfs { size_bytes: None, mode: 0o755 },
+        kind: MountKind::Tmpfs { size_bytes: None, mode: 0o755, exec: false },
         target: PathBuf::from(target),
         read_only: false,
     }

@@ -197,7 +197,7 @@ fn bind_mounts() {
 fn tmpfs_mounts() {
     let root = Root::new();
     let tmpfs = |target: &str, size_bytes, read_only| Mount {
-        kind: MountKind::Tmpfs { size_bytes, mode: 0o1777 },
+        kind: MountKind::Tmpfs { size_bytes, mode: 0o1777, exec: false },
         target: PathBuf::from(target),
         read_only,
     };

@@ -18,7 +18,7 @@ use rimg_runner::SandboxError;
 use rimg_runner::containers::Containers;
 use rimg_runner::foreground::run_foreground;
 use rimg_runner::limits;
-use rimg_runner::snapshots::Snapshots;
+use rimg_runner::snapshots::{SnapshotTimes, Snapshots};
 use rimg_runner::spec::{Mount, MountKind, Network, RootFs, SandboxSpec, WindowSize};
 use rimg_runner::userns::Mapping;
 
@@ -118,7 +118,8 @@ fn find_or_pull(store: &Store, args: &RunArgs) -> Result<Image, Failure> {
 fn unpack(store: &Store, snapshots: &Snapshots, image: &Image) -> Result<Vec<PathBuf>, Failure> {
     // Promises that nobody collects the image's blobs while they are unpacked. Nothing is written where all snapshots
     // are there, as nearly always: their own lock keeps them, and a written database has to be synced to the disk.
-    let complete = image.layers.iter().all(|(_, diff_id)| snapshots.get(diff_id).is_some());
+    let complete =
+        image.layers.iter().all(|(_, diff_id)| snapshots.get(diff_id, SnapshotTimes::Exported).is_some());
     let _lease = if complete { None } else { Some(store.lease(&image.digest)?) };
     let mut lowers = Vec::with_capacity(image.layers.len());
     for (layer, diff_id) in &image.layers {
@@ -127,7 +128,8 @@ fn unpack(store: &Store, snapshots: &Snapshots, image: &Image) -> Result<Vec<Pat
         };
         let blob = store.verified_blob(&layer.digest)?.ok_or_else(missing)?;
         // What is unpacked has to have this very digest, or it does not become a snapshot.
-        let (path, _) = snapshots.prepare(diff_id, Limits::default(), || Ok(blob.into_file()))?;
+        let (path, _) = snapshots
+            .prepare(diff_id, SnapshotTimes::Exported, Limits::default(), || Ok(blob.into_file()))?;
         lowers.push(path);
     }
     Ok(lowers)
@@ -233,7 +235,8 @@ fn mounts(args: &RunArgs) -> Result<Vec<Mount>, Failure> {
         mounts.push(Mount { kind: MountKind::Bind { source }, target, read_only: volume.read_only });
     }
     for tmpfs in &args.tmpfs {
-        let kind = MountKind::Tmpfs { size_bytes: tmpfs.size_bytes, mode: tmpfs.mode.unwrap_or(TMPFS_MODE) };
+        let mode = tmpfs.mode.unwrap_or(TMPFS_MODE);
+        let kind = MountKind::Tmpfs { size_bytes: tmpfs.size_bytes, mode, exec: false };
         mounts.push(Mount { kind, target: PathBuf::from(&tmpfs.target), read_only: tmpfs.read_only });
     }
     Ok(mounts)

@@ -1,0 +1,158 @@
+//! Cache mounts: directories of the store that outlive builds.
+//!
+//! ```text
+//! cache-mounts/<hex>[.n]/     by the digest of what tells caches apart; `.n` are further ones, for `sharing=private`
+//!     about                   what it is, for people: the id, mode and owner
+//!     content/                what is mounted
+//!     lock                    held while steps use it (flock), shared or exclusive as `sharing` says
+//! ```
+//!
+//! Another owner or mode is another cache: a directory has only one of each, and what one user left would be closed to
+//! the other.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rimg_formats::digest::Digest;
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock};
+
+use crate::engine::Build;
+use crate::syntax::CacheSharing;
+
+/// What is mounted of a cache, in its directory.
+const CONTENT: &str = "content";
+
+/// The longest that a step waits before it tries again to lock a cache: what a Ctrl-C may take.
+const RETRY_MAX: Duration = Duration::from_millis(50);
+
+/// The identity of a cache.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct CacheId {
+    /// As the Buildfile says.
+    pub(super) id: String,
+    /// Permission bits of the directory.
+    pub(super) mode: u32,
+    /// User and group.
+    pub(super) owner: (u32, u32),
+}
+
+/// A cache in use. Others that may not use it at the same time wait until this is dropped.
+#[derive(Debug)]
+pub(super) struct Cache {
+    pub(super) id: CacheId,
+    directory: PathBuf,
+    _lock: File,
+}
+
+impl CacheId {
+    /// For people and as input of a key.
+    pub(super) fn describe(&self) -> String {
+        format!("{} {:o} {}:{}", self.id, self.mode, self.owner.0, self.owner.1)
+    }
+
+    fn directory_name(&self) -> String {
+        let (uid, gid) = self.owner;
+        Digest::sha256(format!("{:o} {uid}:{gid} {}", self.mode, self.id).as_bytes()).hex()
+    }
+}
+
+impl Cache {
+    /// Takes a cache of the build's store, waiting for those who have it. An interrupt of the build ends the wait.
+    pub(super) fn take(build: &Build<'_>, id: &CacheId, sharing: CacheSharing) -> io::Result<Cache> {
+        let parent = build.store.root().join("cache-mounts");
+        fs::create_dir_all(&parent)?;
+        let name = id.directory_name();
+        let mut number = 0_u32;
+        loop {
+            let name = if number == 0 { name.clone() } else { format!("{name}.{number}") };
+            let (directory, lock) = open(&parent, &name, id)?;
+            let locked = match sharing {
+                CacheSharing::Private => try_lock(&lock, true)?,
+                sharing => wait(build, &lock, sharing == CacheSharing::Locked).map(|()| true)?,
+            };
+            // A prune may have taken the directory away before it was locked.
+            if locked && is_in_place(&directory, &lock)? {
+                return Ok(Cache { id: id.clone(), directory, _lock: lock });
+            }
+            number += u32::from(!locked);
+        }
+    }
+
+    /// What is mounted; made at the first use.
+    pub(super) fn content(&self) -> io::Result<PathBuf> {
+        let content = self.directory.join(CONTENT);
+        if content.exists() {
+            return Ok(content);
+        }
+        // It appears with its owner and mode: a process that dies here leaves no other.
+        let made = self.directory.join(format!("new-{}", std::process::id()));
+        let _ = fs::remove_dir(&made);
+        fs::create_dir(&made)?;
+        if self.id.owner != (0, 0) {
+            std::os::unix::fs::chown(&made, Some(self.id.owner.0), Some(self.id.owner.1))?;
+        }
+        fs::set_permissions(&made, fs::Permissions::from_mode(self.id.mode))?;
+        match rustix::fs::renameat_with(CWD, &made, CWD, &content, RenameFlags::NOREPLACE) {
+            // Another step that shares it was faster.
+            Err(rustix::io::Errno::EXIST) => fs::remove_dir(&made)?,
+            renamed => renamed?,
+        }
+        Ok(content)
+    }
+}
+
+fn open(parent: &Path, name: &str, id: &CacheId) -> io::Result<(PathBuf, File)> {
+    let directory = parent.join(name);
+    loop {
+        match fs::create_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let about = directory.join("about");
+        let lock = directory.join("lock");
+        let opened = if about.exists() { Ok(()) } else { fs::write(about, id.describe()) }
+            .and_then(|()| File::options().create(true).truncate(false).write(true).open(lock));
+        match opened {
+            // A prune has just taken it away.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return Ok((directory, opened?)),
+        }
+    }
+}
+
+fn is_in_place(directory: &Path, lock: &File) -> io::Result<bool> {
+    match fs::metadata(directory.join("lock")) {
+        Ok(found) => {
+            let held = lock.metadata()?;
+            Ok((found.dev(), found.ino()) == (held.dev(), held.ino()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Locks, looking now and then whether the build is to go on.
+fn wait(build: &Build<'_>, lock: &File, exclusive: bool) -> io::Result<()> {
+    let mut pause = Duration::from_millis(1);
+    while !try_lock(lock, exclusive)? {
+        build.check_stopped().map_err(io::Error::other)?;
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+    Ok(())
+}
+
+fn try_lock(lock: &File, exclusive: bool) -> io::Result<bool> {
+    let operation = match exclusive {
+        true => FlockOperation::NonBlockingLockExclusive,
+        false => FlockOperation::NonBlockingLockShared,
+    };
+    match flock(lock, operation) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
