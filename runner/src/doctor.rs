@@ -15,8 +15,6 @@ use crate::userns::{self, SingleReason};
 pub struct Facts {
     /// `uname -r`.
     pub kernel: String,
-    /// Major and minor version of the kernel.
-    pub kernel_version: (u32, u32),
     /// Effective user id.
     pub uid: u32,
     /// Whether an ordinary process may make a user namespace and be root in it.
@@ -66,7 +64,6 @@ pub fn facts() -> Facts {
     let uid = rustix::process::geteuid().as_raw();
     let hierarchies = Hierarchies::of_this_process();
     Facts {
-        kernel_version: version(&kernel),
         kernel,
         uid,
         user_namespaces: try_user_namespace(),
@@ -82,11 +79,6 @@ pub fn facts() -> Facts {
         limits: hierarchies.usable_controllers(),
         tun: fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok(),
     }
-}
-
-fn version(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Overlayfs is listed once its module is loaded; a module on disk loads on the first mount.
@@ -114,17 +106,5 @@ fn try_user_namespace() -> UserNamespaces {
         Some(0) => UserNamespaces::Allowed,
         Some(2) => UserNamespaces::Restricted,
         _ => UserNamespaces::Forbidden,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions() {
-        assert_eq!(version("6.18.44-fc-v595"), (6, 18));
-        assert_eq!(version("5.15"), (5, 15));
-        assert_eq!(version("strange"), (0, 0));
     }
 }

@@ -6,12 +6,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use crate::sys::{self, MountChange};
+use crate::mounts;
+use crate::sys::MountChange;
 
 /// The running program.
 const EXE: &str = "/proc/self/exe";
@@ -37,15 +39,18 @@ fn read_only_clone() -> io::Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let mount = open_tree(&named, "", flags)?;
-    let change = MountChange { read_only: true, private: true, ..MountChange::default() };
-    sys::mount_setattr(mount.as_fd(), change)?;
-    Ok(mount)
+    mounts::restrict(mount, MountChange { read_only: true, private: true, ..MountChange::default() })
 }
 
 /// A copy that the kernel lets nobody change, for binaries that were replaced or removed while they run.
 fn sealed_copy() -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut copy = File::from(rustix::fs::memfd_create("rimg", flags)?);
+    // A system may make memory files not executable (sysctl vm.memfd_noexec) unless told; before Linux 6.3 nothing can be told.
+    let memory = match rustix::fs::memfd_create("rimg", flags | MemfdFlags::EXEC) {
+        Err(Errno::INVAL) => rustix::fs::memfd_create("rimg", flags),
+        other => other,
+    };
+    let mut copy = File::from(memory?);
     io::copy(&mut File::open(EXE)?, &mut copy)?;
     rustix::fs::fcntl_add_seals(
         &copy,

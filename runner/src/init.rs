@@ -21,6 +21,7 @@ use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 
 use crate::kernel_fs::{self, Terminal};
 use crate::message::{self, Message, SetupFailure};
+use crate::mounts;
 use crate::payload::{self, Prepared};
 use crate::plan::{Op, Plan};
 use crate::sys::{self, MountChange};
@@ -207,7 +208,8 @@ impl Setup {
             Op::MakeCwd(path) => make_cwd(tree, path),
             Op::RootReadOnly => {
                 let change = MountChange { read_only: true, ..MountChange::default() };
-                sys::mount_setattr(tree.root.as_fd(), change).or_fail(|| "make the root read-only".to_owned())
+                mounts::restrict_attached(tree.root.as_fd(), change)
+                    .or_fail(|| "make the root read-only".to_owned())
             }
             _ => Ok(()),
         }

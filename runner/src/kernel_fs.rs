@@ -13,9 +13,10 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
 use crate::message::SetupFailure;
+use crate::mounts;
 use crate::plan::CgroupMount;
 use crate::spec::WindowSize;
-use crate::sys::{self, MountChange};
+use crate::sys::MountChange;
 use crate::tree::{OrFail, Tree, attach, attach_at, clone_mount, new_file_system};
 
 /// Nodes every container may use, with their numbers (Documentation/admin-guide/devices.txt).
@@ -63,12 +64,13 @@ pub(crate) fn mount_sys(tree: &mut Tree, fresh: bool) -> Result<(), SetupFailure
         let attributes = quiet() | MountAttrFlags::MOUNT_ATTR_RDONLY;
         new_file_system("sysfs", &[], attributes).or_fail(|| "mount a fresh sysfs".to_owned())?
     } else {
-        let mount = clone_mount(CWD, "/sys", true).or_fail(|| "clone the host's /sys".to_owned())?;
-        let change = MountChange { read_only: true, recursive: true, ..MountChange::default() };
-        sys::mount_setattr(mount.as_fd(), change).or_fail(|| "make /sys read-only".to_owned())?;
-        mount
+        clone_mount(CWD, "/sys", true).or_fail(|| "clone the host's /sys".to_owned())?
     };
     attach(mount.as_fd(), point.as_fd()).or_fail(|| "attach sysfs at /sys".to_owned())?;
+    if !fresh {
+        let change = MountChange { read_only: true, recursive: true, ..MountChange::default() };
+        mounts::restrict_attached(mount.as_fd(), change).or_fail(|| "make /sys read-only".to_owned())?;
+    }
     tree.sys = Some(mount);
     Ok(())
 }
@@ -172,7 +174,7 @@ pub(crate) fn mount_cgroups(tree: &Tree, mounts: &[CgroupMount]) -> Result<(), S
         }
     }
     let change = MountChange { read_only: true, ..MountChange::default() };
-    sys::mount_setattr(base.as_fd(), change).or_fail(|| "make /sys/fs/cgroup read-only".to_owned())
+    mounts::restrict_attached(base.as_fd(), change).or_fail(|| "make /sys/fs/cgroup read-only".to_owned())
 }
 
 /// Covers `path` (`proc/…` or `sys/…`): a file by the null device, a directory by one shared, empty directory.
@@ -205,8 +207,8 @@ pub(crate) fn make_read_only(tree: &Tree, path: &str) -> Result<(), SetupFailure
     let operation = || format!("make /{path} read-only");
     let mount = clone_mount(point.as_fd(), "", true).or_fail(operation)?;
     let change = MountChange { read_only: true, recursive: true, ..MountChange::default() };
-    sys::mount_setattr(mount.as_fd(), change).or_fail(operation)?;
-    attach(mount.as_fd(), point.as_fd()).or_fail(operation)
+    attach(mount.as_fd(), point.as_fd()).or_fail(operation)?;
+    mounts::restrict_attached(mount.as_fd(), change).or_fail(operation)
 }
 
 /// A descriptor for `proc/…` or `sys/…`, starting from our own mount of it. `None` when this kernel has no such file.
@@ -255,9 +257,9 @@ fn host_device(name: &str, major: u32, minor: u32) -> Result<OwnedFd, SetupFailu
 /// host's node cannot be changed, which a root inside that is root outside could do otherwise.
 fn bind_device(source: BorrowedFd<'_>, directory: BorrowedFd<'_>, name: &str) -> std::io::Result<()> {
     let mount = clone_mount(source, "", false)?;
-    sys::mount_setattr(mount.as_fd(), MountChange { read_only: true, ..MountChange::default() })?;
     rustix::fs::mknodat(directory, name, FileType::RegularFile, Mode::from(0o600), 0)?;
-    Ok(attach_at(mount.as_fd(), directory, name)?)
+    attach_at(mount.as_fd(), directory, name)?;
+    mounts::restrict_attached(mount.as_fd(), MountChange { read_only: true, ..MountChange::default() })
 }
 
 /// Binds the file `source` refers to at a new file `name` of `directory`.

@@ -8,7 +8,9 @@
 //! |---|---|
 //! | [`spec`] | what a caller wants |
 //! | `plan` | the list of set-up operations: a pure function of the spec |
-//! | `rootfs` | the overlay, made from descriptors |
+//! | [`rootfs`] | the overlay, by whichever mechanism the kernel has |
+//! | `mounts` | attributes of mounts; a private mount namespace |
+//! | [`kernel`] | what is needed of the kernel, and what is done without it |
 //! | [`sandbox`] | the parent's side: clone, id maps, waiting |
 //! | `executable` | our own binary, as init may execute it |
 //! | `init`, `tree`, `kernel_fs`, `payload` | the child's side: carrying out the plan, process 1, the payload |
@@ -36,12 +38,14 @@ pub mod foreground;
 mod idmap;
 mod init;
 mod kept_terminal;
+pub mod kernel;
 mod kernel_fs;
 pub mod limits;
 mod message;
+mod mounts;
 mod payload;
 mod plan;
-mod rootfs;
+pub mod rootfs;
 pub mod sandbox;
 mod seccomp;
 pub mod snapshots;

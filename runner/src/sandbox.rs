@@ -23,6 +23,7 @@ use crate::idmap::{IdMaps, UnmappedUser};
 use crate::init::{EXIT_SETUP, MARKER};
 use crate::limits::{Cgroup, LimitsError};
 use crate::message::{self, Message, SetupFailure, Stub};
+use crate::mounts;
 use crate::plan::{Plan, Prepared};
 use crate::spec::{EtcFile, Mount, MountKind, Network, RootFs, SandboxSpec, Stdio, StdioEnd, Upper};
 use crate::sys::{self, CloneExec, MountChange, clone};
@@ -355,9 +356,14 @@ fn open_binds(mounts: &[Mount]) -> Result<Vec<(OwnedFd, bool)>, SandboxError> {
         let directory = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
         // There is no device controller between a payload and the nodes in a folder of the host, as Docker has one: a
         // device is shared by naming it, never by sharing the folder it lies in.
-        let change =
-            MountChange { read_only: mount.read_only, private: true, recursive: true, no_dev: directory };
-        sys::mount_setattr(fd.as_fd(), change).map_err(open)?;
+        let change = MountChange {
+            read_only: mount.read_only,
+            private: true,
+            recursive: true,
+            no_dev: directory,
+            ..MountChange::default()
+        };
+        let fd = mounts::restrict(fd, change).map_err(open)?;
         binds.push((fd, directory));
     }
     Ok(binds)

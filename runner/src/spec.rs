@@ -98,7 +98,7 @@ pub enum Upper {
     None,
     /// Changes go to `upper`; `work` is an empty directory of the same file system.
     Directory {
-        /// Receives the changes in overlay format with `user.overlay.*` attributes.
+        /// Receives the changes in overlay format, with the attributes of [`crate::kernel::overlay_attributes`].
         upper: PathBuf,
         /// The overlay's scratch directory.
         work: PathBuf,

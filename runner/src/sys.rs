@@ -74,6 +74,7 @@ pub(crate) struct CloneExec<'a> {
 pub(crate) fn clone_exec(request: &CloneExec<'_>) -> io::Result<(i32, OwnedFd)> {
     let mut argv: Vec<*const libc::c_char> = request.argv.iter().map(|a| a.as_ptr()).collect();
     argv.push(std::ptr::null());
+    let path = CString::new(format!("/proc/self/fd/{}", request.executable.as_raw_fd()))?;
     let mut pidfd: RawFd = -1;
     let mut flags = request.flags | libc::CLONE_PIDFD as u64;
     if request.cgroup.is_some() {
@@ -93,7 +94,7 @@ pub(crate) fn clone_exec(request: &CloneExec<'_>) -> io::Result<(i32, OwnedFd)> 
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     if pid == 0 {
         // SAFETY: this is the child; `argv` and all of `request` live in its copy of the memory.
-        unsafe { child_exec(request, &argv) }
+        unsafe { child_exec(request, &argv, &path) }
     }
     drop(blocked);
     if pid < 0 {
@@ -106,8 +107,9 @@ pub(crate) fn clone_exec(request: &CloneExec<'_>) -> io::Result<(i32, OwnedFd)> 
 /// The child's way from clone to exec. Never returns.
 ///
 /// # Safety
-/// Must run in a process freshly cloned without `CLONE_VM`; `argv` must be null-terminated.
-unsafe fn child_exec(request: &CloneExec<'_>, argv: &[*const libc::c_char]) -> ! {
+/// Must run in a process freshly cloned without `CLONE_VM`; `argv` must be null-terminated. `path` is the executable's
+/// name in /proc.
+unsafe fn child_exec(request: &CloneExec<'_>, argv: &[*const libc::c_char], path: &CStr) -> ! {
     const EMPTY: &CStr = c"";
     // SAFETY: all calls below are raw system calls whose pointers lead to constants, to locals or to memory that the
     // caller prepared; none allocates or takes a lock, which could be held by a thread that does not exist here.
@@ -122,13 +124,17 @@ unsafe fn child_exec(request: &CloneExec<'_>, argv: &[*const libc::c_char]) -> !
         // leaked end of another sandbox's socket would hide its parent's death.
         let mut next: libc::c_uint = 3;
         for &fd in request.keep {
-            if fd as libc::c_uint > next {
-                libc::syscall(libc::SYS_close_range, next, fd as libc::c_uint - 1, 0);
+            if fd as libc::c_uint > next
+                && libc::syscall(libc::SYS_close_range, next, fd as libc::c_uint - 1, 0) < 0
+            {
+                child_failed(request.control);
             }
             libc::fcntl(fd, libc::F_SETFD, 0);
             next = fd as libc::c_uint + 1;
         }
-        libc::syscall(libc::SYS_close_range, next, libc::c_uint::MAX, 0);
+        if libc::syscall(libc::SYS_close_range, next, libc::c_uint::MAX, 0) < 0 {
+            child_failed(request.control);
+        }
         let mut go = 0u8;
         if libc::read(request.control, (&raw mut go).cast(), 1) != 1 {
             libc::_exit(125);
@@ -138,8 +144,23 @@ unsafe fn child_exec(request: &CloneExec<'_>, argv: &[*const libc::c_char]) -> !
         libc::fcntl(executable, libc::F_SETFD, libc::FD_CLOEXEC);
         let (argv, envp) = (argv.as_ptr(), envp.as_ptr());
         libc::syscall(libc::SYS_execveat, executable, EMPTY.as_ptr(), argv, envp, libc::AT_EMPTY_PATH);
+        // TOMOYO in older kernels looks for such a program by the name /dev/fd/N, which a small system does not have.
+        if *libc::__errno_location() == libc::ENOENT {
+            libc::execve(path.as_ptr(), argv, envp);
+        }
+        child_failed(request.control)
+    }
+}
+
+/// Reports errno to the parent and ends the child.
+///
+/// # Safety
+/// As [`child_exec`]'s, right after a system call that failed.
+unsafe fn child_failed(control: RawFd) -> ! {
+    // SAFETY: errno is this thread's own; write and _exit are async-signal-safe, and the buffer is a local.
+    unsafe {
         let errno = (*libc::__errno_location()).to_ne_bytes();
-        libc::write(request.control, errno.as_ptr().cast(), errno.len());
+        libc::write(control, errno.as_ptr().cast(), errno.len());
         libc::_exit(125)
     }
 }
@@ -207,7 +228,28 @@ pub(crate) fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
 pub(crate) fn close_on_exec_from_3() -> io::Result<()> {
     // SAFETY: CLOSE_RANGE_CLOEXEC only changes flags; no descriptor is closed behind its owner's back.
     let done = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if done == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        // Before Linux 5.11 `close_range` does not know the flag.
+        error if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+            close_on_exec_one_by_one()
+        }
+        error => Err(error),
+    }
+}
+
+fn close_on_exec_one_by_one() -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number: Option<RawFd> = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+        let number = number.filter(|number| *number > 2);
+        // SAFETY: F_SETFD only changes a flag; the descriptor that reads this directory has it already.
+        if number.is_some_and(|number| unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0) {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Changes of a mount's attributes.
@@ -217,13 +259,17 @@ pub(crate) struct MountChange {
     pub(crate) read_only: bool,
     /// Forbid device nodes.
     pub(crate) no_dev: bool,
+    /// Take the effect from set-user-ID bits.
+    pub(crate) no_suid: bool,
+    /// Forbid executing.
+    pub(crate) no_exec: bool,
     /// Cut it off from mount events of its peers.
     pub(crate) private: bool,
     /// Apply to the mounts below as well.
     pub(crate) recursive: bool,
 }
 
-/// `mount_setattr(2)` on the mount that `mount` refers to.
+/// `mount_setattr(2)` on the mount that `mount` refers to. For [`crate::mounts`], which does without it where need be.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountChange) -> io::Result<()> {
     let mut attr = MountAttr::default();
     if change.read_only {
@@ -231,6 +277,12 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountChange) -> io::R
     }
     if change.no_dev {
         attr.attr_set |= libc::MOUNT_ATTR_NODEV;
+    }
+    if change.no_suid {
+        attr.attr_set |= libc::MOUNT_ATTR_NOSUID;
+    }
+    if change.no_exec {
+        attr.attr_set |= libc::MOUNT_ATTR_NOEXEC;
     }
     if change.private {
         attr.propagation = libc::MS_PRIVATE;

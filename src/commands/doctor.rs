@@ -1,6 +1,7 @@
 //! `rimg doctor`: what this machine allows, what follows from it, and what to do.
 
 use rimg_runner::doctor::{CgroupMode, Facts, UserNamespaces, facts};
+use rimg_runner::kernel;
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -43,7 +44,7 @@ struct Finding {
 pub(crate) fn run(session: &Session, _: DoctorArgs) -> Result<u8, Failure> {
     let facts = facts();
     let mut findings =
-        vec![kernel(&facts), namespaces(&facts), ids(&facts), overlay(&facts), seccomp(&facts)];
+        vec![version(&facts), namespaces(&facts), ids(&facts), overlay(&facts), seccomp(&facts)];
     findings.extend([cgroups(&facts), store(session)]);
     if session.json() {
         let value = |finding: &Finding| json!({"subject": finding.subject, "verdict": finding.verdict.word(), "found": finding.found, "advice": finding.advice});
@@ -68,14 +69,14 @@ fn finding(
     Finding { subject, verdict, found: found.into(), advice }
 }
 
-fn kernel(facts: &Facts) -> Finding {
-    // The mount API by descriptors is Linux 5.2, openat2 5.6, overlay in user namespaces 5.11, layers by name 6.5.
-    let verdict = if facts.kernel_version >= (5, 11) { Verdict::Good } else { Verdict::Bad };
+fn version(facts: &Facts) -> Finding {
+    let since = if facts.uid == 0 { kernel::ROOT_SINCE } else { kernel::USERS_SINCE };
+    let verdict = if kernel::Version::running() >= since { Verdict::Good } else { Verdict::Bad };
     finding(
         "kernel",
         verdict,
         &facts.kernel,
-        "containers need Linux 5.11 or newer; builds without RUN, and serving, do not",
+        "containers need Linux 5.10 for root, 5.11 for others; builds without RUN, and serving, do not",
     )
 }
 

@@ -18,11 +18,10 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::Owners;
+use crate::kernel::overlay_attributes;
 
 /// What overlayfs keeps its own notes in. An image that ships such attributes wants to steer the overlay.
 const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
-/// Marks a directory that hides what lies below it in lower layers.
-pub(super) const OPAQUE: &[u8] = b"user.overlay.opaque";
 /// Bytes copied at once, and the size of holes that are kept as holes.
 const COPY_BYTES: usize = 128 << 10;
 
@@ -112,6 +111,11 @@ pub fn apply(
     applier.finish()
 }
 
+/// Marks a directory that hides what lies below it in lower layers.
+pub(super) fn opaque() -> &'static [u8] {
+    overlay_attributes().opaque()
+}
+
 /// An error of one entry before its path is added.
 enum Failure {
     Apply(ApplyError),
@@ -196,14 +200,14 @@ impl Applier<'_> {
         }
         self.make_directory(path)?;
         let (parent, name) = self.holder(path)?;
-        parent.set_xattr(&name, OPAQUE, b"y")
+        parent.set_xattr(&name, opaque(), b"y")
     }
 
     /// A whiteout removes from the layers below only: what this layer itself put there stays.
     fn whiteout(&mut self, entry: &Entry, parent: &Directory, name: &[u8]) -> Result<(), Failure> {
         match parent.stat(name) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                parent.set_xattr(name, OPAQUE, b"y")?
+                parent.set_xattr(name, opaque(), b"y")?
             }
             Ok(_) => {}
             Err(_) => {
@@ -222,7 +226,7 @@ impl Applier<'_> {
             parent.create_dir(name, 0o700)?;
         }
         if self.whiteouts.remove(&entry.path) {
-            parent.set_xattr(name, OPAQUE, b"y")?;
+            parent.set_xattr(name, opaque(), b"y")?;
         }
         self.directories.push(entry);
         Ok(())

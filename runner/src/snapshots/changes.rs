@@ -13,7 +13,7 @@ use rimg_formats::layer::{Entry, EntryKind, LayerPath, Mtime, layer_order};
 use rimg_formats::root_dir::{Directory, RootDir};
 use rustix::fs::{FileType, OFlags, Stat};
 
-use super::apply::OPAQUE;
+use super::apply::opaque;
 
 /// Attributes that are overlayfs's notes or the host's policy, and no part of an image.
 const FOREIGN_XATTRS: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"security.selinux"];
@@ -129,11 +129,11 @@ impl Changes {
         ignored: &[LayerPath],
         links: &mut HashMap<(u64, u64), LayerPath>,
     ) -> io::Result<bool> {
-        let opaque = folder.xattr(name, OPAQUE)?.is_some_and(|value| value == b"y");
+        let is_opaque = folder.xattr(name, opaque())?.is_some_and(|value| value == b"y");
         let entry = entry(path, EntryKind::Directory, folder, name, stat)?;
         let below = self.directory(path, ignored, links)?;
         // An opaque directory hides nothing unless there is one below it; a new directory is often marked all the same.
-        let hides = opaque && self.lower(path)?.is_some();
+        let hides = is_opaque && self.lower(path)?.is_some();
         let same = match self.lower(path)? {
             Some((parent, name)) if !hides => {
                 let stat = parent.stat(&name)?;
@@ -242,7 +242,7 @@ fn find(lower: &RootDir, path: &LayerPath) -> io::Result<Found> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             return Ok(Found::Hidden);
         }
-        hidden |= folder.xattr(name, OPAQUE)?.is_some_and(|value| value == b"y");
+        hidden |= folder.xattr(name, opaque())?.is_some_and(|value| value == b"y");
         folder = folder.open_dir(name)?;
     }
     Ok(Found::Below)

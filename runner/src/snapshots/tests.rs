@@ -98,7 +98,7 @@ fn a_layer_becomes_a_lower_directory() {
     assert!(stat("gone").file_type().is_char_device() && stat("gone").rdev() == 0);
     assert_eq!(stat("implied/by/a").mode() & 0o777, 0o755);
     let hidden = RootDir::open(&tree).unwrap().directory(&LayerPath::root()).unwrap();
-    assert_eq!(hidden.xattr(b"hidden", apply::OPAQUE).unwrap().as_deref(), Some(&b"y"[..]));
+    assert_eq!(hidden.xattr(b"hidden", apply::opaque()).unwrap().as_deref(), Some(&b"y"[..]));
     let closed = fs::metadata(place.folder.path().join("snapshots")).unwrap().permissions().mode();
     assert_eq!(closed & 0o077, 0, "other users could run set-user-ID programs of images");
     assert_eq!(place.snapshots.get(&made, SnapshotTimes::Exported), Some(tree));
@@ -318,8 +318,8 @@ fn changes_are_what_a_container_changed() {
     for name in [&b"removed"[..], b"never-there"] {
         tree.make_node(name, rustix::fs::FileType::CharacterDevice, 0, 0, 0).unwrap();
     }
-    tree.set_xattr(b"remade", apply::OPAQUE, b"y").unwrap();
-    tree.set_xattr(b"new", apply::OPAQUE, b"y").unwrap();
+    tree.set_xattr(b"remade", apply::opaque(), b"y").unwrap();
+    tree.set_xattr(b"new", apply::opaque(), b"y").unwrap();
     let stub = LayerPath::parse("stub").unwrap();
     let changes = Changes::read(&upper, &[lower], &[stub]).unwrap();
     let expected = [

@@ -7,6 +7,7 @@
 mod foreground;
 mod harness;
 mod hostile;
+mod kernels;
 mod life;
 mod view;
 
@@ -24,6 +25,7 @@ fn main() {
     if let Some(root) = std::env::var_os("RIMG_TEST_FOREGROUND") {
         foreground::caller(root.as_ref());
     }
-    let tests: Vec<harness::Test> = [life::TESTS, view::TESTS, hostile::TESTS, foreground::TESTS].concat();
+    let tests: Vec<harness::Test> =
+        [life::TESTS, view::TESTS, hostile::TESTS, foreground::TESTS, kernels::TESTS].concat();
     harness::run(&tests);
 }
