@@ -86,7 +86,7 @@ fn set_up_and_run(plan: &Plan, control: &OwnedFd) -> Result<i32, SetupFailure> {
     let tree = setup
         .tree
         .ok_or_else(|| SetupFailure { operation: "attach a root: the plan has none".to_owned(), errno: 0 })?;
-    let launch = match payload::prepare(&plan.payload, &tree.root)? {
+    let launch = match payload::prepare(&plan.payload, &tree)? {
         Prepared::Launch(launch) => launch,
         Prepared::UserUnmapped(user) => {
             let unmapped = Message::UserUnmapped(user);
@@ -192,7 +192,7 @@ impl Setup {
                 self.terminal = Some(kernel_fs::open_terminal(tree, pts, *size)?);
                 Ok(())
             }
-            Op::Sys { fresh } => kernel_fs::mount_sys(tree, *fresh),
+            Op::Sys(kind) => kernel_fs::mount_sys(tree, *kind),
             Op::Cgroups(mounts) => kernel_fs::mount_cgroups(tree, mounts),
             Op::EtcFile { target, content, mode, owner } => give_file(tree, target, content, *mode, *owner),
             Op::Attach { mount, directory, target } => {
@@ -204,6 +204,7 @@ impl Setup {
             }
             Op::Tmpfs { .. } => mount_tmpfs(tree, op),
             Op::Mask(path) => kernel_fs::mask(tree, path),
+            Op::MaskThrottling => kernel_fs::mask_throttling(tree),
             Op::ReadOnly(path) => kernel_fs::make_read_only(tree, path),
             Op::MakeCwd(path) => make_cwd(tree, path),
             Op::RootReadOnly => {

@@ -14,10 +14,10 @@ use rustix::termios::Winsize;
 
 use crate::message::SetupFailure;
 use crate::mounts;
-use crate::plan::CgroupMount;
+use crate::plan::{CgroupMount, SysMount};
 use crate::spec::WindowSize;
-use crate::sys::MountChange;
-use crate::tree::{OrFail, Tree, attach, attach_at, clone_mount, new_file_system};
+use crate::sys::{self, MountChange};
+use crate::tree::{self, OrFail, Tree, attach, attach_at, clone_mount, new_file_system};
 
 /// Nodes every container may use, with their numbers (Documentation/admin-guide/devices.txt).
 const DEVICES: [(&str, u32, u32); 6] =
@@ -31,6 +31,9 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 ];
+
+/// Where the kernel lists processors.
+const PROCESSORS: &str = "sys/devices/system/cpu";
 
 /// The group `tty` of every distribution, which owns terminals.
 const TTY_GROUP: u32 = 5;
@@ -54,25 +57,51 @@ pub(crate) fn mount_proc(tree: &mut Tree) -> Result<(), SetupFailure> {
     Ok(())
 }
 
-/// sysfs at `/sys`, read-only.
+/// sysfs at `/sys`, read-only, without anything that the host has mounted below its own.
 ///
-/// A fresh one belongs to a network namespace and may be mounted only by its owner; with the host's network the
-/// host's sysfs is shown instead, with everything below it read-only.
-pub(crate) fn mount_sys(tree: &mut Tree, fresh: bool) -> Result<(), SetupFailure> {
+/// A fresh one belongs to a network namespace and may be mounted only by its owner. With the host's network that is the
+/// parent, if it is the host's root; else the host's own `/sys` is shown, whose mounts below cannot be left out, so they
+/// are covered.
+pub(crate) fn mount_sys(tree: &mut Tree, kind: SysMount) -> Result<(), SetupFailure> {
     let point = tree.system_directory("sys")?;
-    let mount = if fresh {
-        let attributes = quiet() | MountAttrFlags::MOUNT_ATTR_RDONLY;
-        new_file_system("sysfs", &[], attributes).or_fail(|| "mount a fresh sysfs".to_owned())?
-    } else {
-        clone_mount(CWD, "/sys", true).or_fail(|| "clone the host's /sys".to_owned())?
+    let mount = match kind {
+        SysMount::Fresh => {
+            let attributes = quiet() | MountAttrFlags::MOUNT_ATTR_RDONLY;
+            new_file_system("sysfs", &[], attributes).or_fail(|| "mount a fresh sysfs".to_owned())?
+        }
+        SysMount::Prepared(fd) => {
+            sys::inherited_fd(fd).or_fail(|| "take over the prepared sysfs".to_owned())?
+        }
+        SysMount::Host => clone_mount(CWD, "/sys", true).or_fail(|| "clone the host's /sys".to_owned())?,
     };
+    // Before it is attached, which makes one more of them.
+    let below = if kind == SysMount::Host { tree::mounts_below("/sys")? } else { Vec::new() };
     attach(mount.as_fd(), point.as_fd()).or_fail(|| "attach sysfs at /sys".to_owned())?;
-    if !fresh {
-        let change = MountChange { read_only: true, recursive: true, ..MountChange::default() };
+    if kind == SysMount::Host {
+        let change = MountChange {
+            read_only: true,
+            no_suid: true,
+            no_dev: true,
+            no_exec: true,
+            recursive: true,
+            ..MountChange::default()
+        };
         mounts::restrict_attached(mount.as_fd(), change).or_fail(|| "make /sys read-only".to_owned())?;
     }
     tree.sys = Some(mount);
+    for path in below {
+        mask(tree, &format!("sys/{path}"))?;
+    }
     Ok(())
+}
+
+/// A fresh sysfs of the network namespace that this process is in, for a sandbox that shares it; `None` where only the
+/// namespace's owner may mount one, and this process is not.
+pub(crate) fn prepare_sys() -> Result<Option<OwnedFd>, Errno> {
+    match new_file_system("sysfs", &[], quiet() | MountAttrFlags::MOUNT_ATTR_RDONLY) {
+        Err(Errno::PERM) => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 /// The tmpfs at `/dev` and everything in it.
@@ -149,8 +178,7 @@ pub(crate) fn open_terminal(tree: &Tree, pts: &OwnedFd, size: WindowSize) -> Res
 
 /// The cgroup file systems, read-only, at `/sys/fs/cgroup`. A kernel that refuses leaves it empty: they only inform.
 pub(crate) fn mount_cgroups(tree: &Tree, mounts: &[CgroupMount]) -> Result<(), SetupFailure> {
-    let Some(sys) = &tree.sys else { return Ok(()) };
-    let Some(point) = open_beneath(sys.as_fd(), "fs/cgroup") else {
+    let Some(point) = own_path(tree, "sys/fs/cgroup")? else {
         return Ok(());
     };
     let attributes = quiet() | MountAttrFlags::MOUNT_ATTR_RDONLY;
@@ -179,11 +207,11 @@ pub(crate) fn mount_cgroups(tree: &Tree, mounts: &[CgroupMount]) -> Result<(), S
 
 /// Covers `path` (`proc/…` or `sys/…`): a file by the null device, a directory by one shared, empty directory.
 pub(crate) fn mask(tree: &mut Tree, path: &str) -> Result<(), SetupFailure> {
-    let Some(point) = own_path(tree, path) else {
+    let Some(point) = own_path(tree, path)? else {
         return Ok(());
     };
     let covered = || format!("cover /{path}");
-    let cover = if crate::tree::file_type(&point).or_fail(covered)? != FileType::Directory {
+    let cover = if tree::file_type(&point).or_fail(covered)? != FileType::Directory {
         let null = tree.null.as_ref().ok_or_else(no_dev)?;
         clone_mount(null.as_fd(), "", false).or_fail(covered)?
     } else if let Some(empty) = &tree.empty {
@@ -193,7 +221,7 @@ pub(crate) fn mask(tree: &mut Tree, path: &str) -> Result<(), SetupFailure> {
         new_file_system("tmpfs", &[("mode", Some("555"))], attributes).or_fail(covered)?
     };
     attach(cover.as_fd(), point.as_fd()).or_fail(covered)?;
-    if tree.empty.is_none() && crate::tree::file_type(&cover).or_fail(covered)? == FileType::Directory {
+    if tree.empty.is_none() && tree::file_type(&cover).or_fail(covered)? == FileType::Directory {
         tree.empty = Some(cover);
     }
     Ok(())
@@ -201,7 +229,7 @@ pub(crate) fn mask(tree: &mut Tree, path: &str) -> Result<(), SetupFailure> {
 
 /// Makes `path` (`proc/…`) read-only, with what is mounted below.
 pub(crate) fn make_read_only(tree: &Tree, path: &str) -> Result<(), SetupFailure> {
-    let Some(point) = own_path(tree, path) else {
+    let Some(point) = own_path(tree, path)? else {
         return Ok(());
     };
     let operation = || format!("make /{path} read-only");
@@ -211,20 +239,42 @@ pub(crate) fn make_read_only(tree: &Tree, path: &str) -> Result<(), SetupFailure
     mounts::restrict_attached(mount.as_fd(), change).or_fail(operation)
 }
 
-/// A descriptor for `proc/…` or `sys/…`, starting from our own mount of it. `None` when this kernel has no such file.
-fn own_path(tree: &Tree, path: &str) -> Option<OwnedFd> {
-    let (base, rest) = path.split_once('/')?;
-    let mount = match base {
-        "proc" => tree.proc.as_ref()?,
-        "sys" => tree.sys.as_ref()?,
-        _ => return None,
+/// Covers what each processor tells of its temperature, as [`mask`] does: it betrays what other containers compute.
+pub(crate) fn mask_throttling(tree: &mut Tree) -> Result<(), SetupFailure> {
+    let Some(processors) = own_path(tree, PROCESSORS)? else {
+        return Ok(());
     };
-    open_beneath(mount.as_fd(), rest)
+    let operation = || format!("list /{PROCESSORS}");
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let list = rustix::fs::openat(&processors, ".", flags, Mode::empty()).or_fail(operation)?;
+    for entry in rustix::fs::Dir::new(list).or_fail(operation)? {
+        let entry = entry.or_fail(operation)?;
+        let name = entry.file_name().to_str().unwrap_or_default();
+        let number = name.strip_prefix("cpu").unwrap_or_default();
+        if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) {
+            mask(tree, &format!("{PROCESSORS}/{name}/thermal_throttle"))?;
+        }
+    }
+    Ok(())
 }
 
-fn open_beneath(directory: BorrowedFd<'_>, path: &str) -> Option<OwnedFd> {
+/// A descriptor for `proc/…` or `sys/…`, starting from our own mount of it. `None` when this kernel has no such file:
+/// every other error could leave open what should be covered.
+fn own_path(tree: &Tree, path: &str) -> Result<Option<OwnedFd>, SetupFailure> {
+    let mount = match path.split_once('/') {
+        Some(("proc", rest)) => tree.proc.as_ref().map(|mount| (mount, rest)),
+        Some(("sys", rest)) => tree.sys.as_ref().map(|mount| (mount, rest)),
+        _ => None,
+    };
+    let (mount, rest) = mount.ok_or_else(|| SetupFailure {
+        operation: format!("find /{path}: the plan mounts its file system too late"),
+        errno: 0,
+    })?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    rustix::fs::openat2(directory, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()
+    match rustix::fs::openat2(mount, rest, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        other => other.map(Some).or_fail(|| format!("find /{path}")),
+    }
 }
 
 fn dev_of(tree: &Tree) -> Result<BorrowedFd<'_>, SetupFailure> {

@@ -14,6 +14,7 @@
 //! | [`sandbox`] | the parent's side: clone, id maps, waiting |
 //! | `executable` | our own binary, as init may execute it |
 //! | `init`, `tree`, `kernel_fs`, `payload` | the child's side: carrying out the plan, process 1, the payload |
+//! | `privileges` | what the payload loses before it runs, and the proof that it has |
 //! | [`foreground`], `terminal` | a payload on the caller's terminal |
 //! | `kept_terminal` | the caller's terminal when the payload is not to have it |
 //! | [`userns`] | becoming root in a user namespace; subordinate ids |
@@ -45,6 +46,7 @@ mod message;
 mod mounts;
 mod payload;
 mod plan;
+mod privileges;
 pub mod rootfs;
 pub mod sandbox;
 mod seccomp;

@@ -11,24 +11,21 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::idmap::UnmappedUser;
 use crate::init::EXIT_SETUP;
 use crate::kernel_fs::Terminal;
 use crate::message::{self, Message, SetupFailure};
 use crate::plan::Payload;
+use crate::privileges::{self, limit_capabilities, set_capabilities, set_ids};
 use crate::seccomp;
 use crate::spec::Seccomp;
 use crate::sys::{self, BpfInstruction};
-use crate::tree::{OrFail, open_in_root};
+use crate::tree::{OrFail, Tree, open_in_root};
 use crate::user::{self, Credentials};
 
 /// Where programs are searched when the environment has no `PATH`.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// As many as the kernel's sets have bits: those of future kernels are dropped as well.
-const CAPABILITY_COUNT: u32 = 64;
 
 /// The file system that pipes without a name live in (`PIPEFS_MAGIC`, linux/magic.h).
 const PIPE_FILE_SYSTEM: rustix::fs::FsWord = 0x5049_5045;
@@ -46,6 +43,8 @@ pub(crate) struct Launch {
     capabilities: u64,
     no_new_privileges: bool,
     filter: Vec<BpfInstruction>,
+    /// The sandbox's procfs, whatever is mounted over it.
+    proc: OwnedFd,
 }
 
 /// What [`prepare`] found out.
@@ -56,8 +55,9 @@ pub(crate) enum Prepared {
     UserUnmapped(UnmappedUser),
 }
 
-/// Works out a launch. The root is this process's root already; its `/etc/passwd` is a stranger's file.
-pub(crate) fn prepare(payload: &Payload, root: &OwnedFd) -> Result<Prepared, SetupFailure> {
+/// Works out a launch. The tree's root is this process's root already; its `/etc/passwd` is a stranger's file.
+pub(crate) fn prepare(payload: &Payload, tree: &Tree) -> Result<Prepared, SetupFailure> {
+    let root = &tree.root;
     let passwd = read_account_file(root, "etc/passwd")?;
     let group = read_account_file(root, "etc/group")?;
     let credentials = user::resolve(&payload.user, &passwd, &group)
@@ -88,6 +88,7 @@ pub(crate) fn prepare(payload: &Payload, root: &OwnedFd) -> Result<Prepared, Set
         capabilities: payload.capabilities,
         no_new_privileges: payload.no_new_privileges,
         filter,
+        proc: tree.proc()?.try_clone().or_fail(|| "keep the sandbox's procfs".to_owned())?,
     }))
 }
 
@@ -123,22 +124,12 @@ fn enter(launch: &Launch, terminal: Option<Terminal>, null: Option<&OwnedFd>) ->
     }
     replace_null(null).or_fail(|| "give the payload its own /dev/null".to_owned())?;
     own_stdio(credentials);
-    for number in 0..CAPABILITY_COUNT {
-        if launch.capabilities >> number & 1 == 0 {
-            let set = CapabilitySet::from_bits_retain(1 << number);
-            match rustix::thread::remove_capability_from_bounding_set(set) {
-                Ok(()) => {}
-                // Beyond the last one that this kernel knows.
-                Err(Errno::INVAL) => break,
-                other => other.or_fail(|| format!("drop capability {number}"))?,
-            }
-        }
-    }
+    limit_capabilities(launch.capabilities)?;
     // Without no-new-privs only a process with CAP_SYS_ADMIN may load a filter.
     if !launch.no_new_privileges {
         load_filter(launch)?;
     }
-    set_ids(credentials)?;
+    let groups = set_ids(credentials, launch.proc.as_fd())?;
     if credentials.uid == 0 {
         set_capabilities(launch.capabilities).or_fail(|| "set capabilities".to_owned())?;
     }
@@ -148,7 +139,14 @@ fn enter(launch: &Launch, terminal: Option<Terminal>, null: Option<&OwnedFd>) ->
         rustix::thread::set_no_new_privs(true).or_fail(|| "set no_new_privs".to_owned())?;
         load_filter(launch)?;
     }
-    Ok(())
+    let expected = privileges::Expected {
+        credentials,
+        groups,
+        capabilities: launch.capabilities,
+        no_new_privileges: launch.no_new_privileges,
+        filter: !launch.filter.is_empty(),
+    };
+    expected.check(launch.proc.as_fd())
 }
 
 fn load_filter(launch: &Launch) -> Result<(), SetupFailure> {
@@ -156,35 +154,6 @@ fn load_filter(launch: &Launch) -> Result<(), SetupFailure> {
         return Ok(());
     }
     sys::load_seccomp(&launch.filter).or_fail(|| "load the seccomp filter".to_owned())
-}
-
-/// Permitted and effective become `bits`; inheritable stays empty (CVE-2022-29162).
-fn set_capabilities(bits: u64) -> rustix::io::Result<()> {
-    let held = rustix::thread::capabilities(None)?.permitted.bits();
-    let set = CapabilitySet::from_bits_retain(bits & held);
-    rustix::thread::set_capabilities(
-        None,
-        CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() },
-    )
-}
-
-fn set_ids(credentials: &Credentials) -> Result<(), SetupFailure> {
-    use rustix::process::{Gid, Uid};
-    let (uid, gid) = (Uid::from_raw(credentials.uid), Gid::from_raw(credentials.gid));
-    // The primary group is among them too: without it, a file closed to that group would open to a process that drops
-    // it (CVE-2022-36109).
-    let groups: Vec<Gid> = std::iter::once(&credentials.gid)
-        .chain(&credentials.groups)
-        .map(|group| Gid::from_raw(*group))
-        .collect();
-    match rustix::thread::set_thread_groups(&groups) {
-        // Where a single id is mapped the kernel forbids setgroups; there are no other groups to have either.
-        Err(Errno::PERM) => {}
-        other => other.or_fail(|| format!("take the groups {:?}", credentials.groups))?,
-    }
-    rustix::thread::set_thread_res_gid(gid, gid, gid)
-        .or_fail(|| format!("become group {}", credentials.gid))?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail(|| format!("become user {}", credentials.uid))
 }
 
 fn adopt_terminal(terminal: &Terminal, credentials: &Credentials) -> rustix::io::Result<()> {

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::idmap::IdMaps;
 use crate::spec::{MountKind, Network, SandboxSpec, Seccomp, WindowSize};
 
-/// Paths of `/proc` and `/sys` that show or change the host: covered, as by Docker.
-const MASKED_PATHS: [&str; 14] = [
+/// Paths of `/proc` and `/sys` that show or change the host: covered, as by Docker and podman.
+const MASKED_PATHS: [&str; 15] = [
     "proc/acpi",
     "proc/asound",
     "proc/dynamic_debug",
@@ -34,14 +34,11 @@ const MASKED_PATHS: [&str; 14] = [
     "proc/scsi",
     "proc/timer_list",
     "proc/timer_stats",
+    "sys/dev/block",
     "sys/devices/virtual/powercap",
-    "sys/devices/system/cpu/cpu0/thermal_throttle",
     "sys/firmware",
+    "sys/fs/selinux",
 ];
-
-/// What hosts mount below `/sys`, covered where the host's `/sys` is shown: a fresh one, as Docker's is, has none of it.
-const MASKED_HOST_PATHS: [&str; 5] =
-    ["sys/fs/bpf", "sys/fs/pstore", "sys/kernel/debug", "sys/kernel/security", "sys/kernel/tracing"];
 
 /// Paths of `/proc` that change the host: read-only, as by Docker.
 const READ_ONLY_PATHS: [&str; 5] = ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
@@ -76,8 +73,8 @@ pub(crate) enum Op {
     Dev { shm_size_bytes: u64 },
     /// A terminal in the new devpts, as `/dev/console` and the payload's standard descriptors.
     Terminal(WindowSize),
-    /// sysfs at `/sys`, read-only: a fresh one of our network namespace, else the host's.
-    Sys { fresh: bool },
+    /// sysfs at `/sys`, read-only.
+    Sys(SysMount),
     /// The cgroup hierarchies we are limited by, read-only, below `/sys/fs/cgroup`.
     Cgroups(Vec<CgroupMount>),
     /// A file with this content.
@@ -88,6 +85,8 @@ pub(crate) enum Op {
     Tmpfs { target: OsString, size_bytes: Option<u64>, mode: u32, exec: bool, read_only: bool },
     /// Cover a path of our own procfs or sysfs.
     Mask(String),
+    /// Cover what each processor tells of its temperature.
+    MaskThrottling,
     /// Make a path of our own procfs read-only.
     ReadOnly(String),
     /// Make the working directory if it is missing.
@@ -96,6 +95,17 @@ pub(crate) enum Op {
     RootReadOnly,
     /// Make the new root the root and let go of the old one.
     LeaveOldRoot,
+}
+
+/// Which sysfs is shown inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum SysMount {
+    /// A new one, of our own network namespace.
+    Fresh,
+    /// A new one of the host's network namespace, which the parent has made.
+    Prepared(RawFd),
+    /// The host's own.
+    Host,
 }
 
 /// A cgroup file system to show inside.
@@ -132,6 +142,8 @@ pub(crate) struct Prepared {
     pub(crate) ids: IdMaps,
     /// cgroup file systems to show.
     pub(crate) cgroups: Vec<CgroupMount>,
+    /// A sysfs of the host's network namespace, where that is the sandbox's and this process may make one.
+    pub(crate) sys: Option<RawFd>,
 }
 
 impl Plan {
@@ -146,7 +158,11 @@ impl Plan {
         ops.push(Op::Proc);
         ops.push(Op::Dev { shm_size_bytes: spec.shm_size_bytes });
         ops.extend(spec.tty.map(Op::Terminal));
-        ops.push(Op::Sys { fresh: own_network });
+        ops.push(Op::Sys(match (own_network, prepared.sys) {
+            (true, _) => SysMount::Fresh,
+            (false, Some(fd)) => SysMount::Prepared(fd),
+            (false, None) => SysMount::Host,
+        }));
         if !prepared.cgroups.is_empty() {
             ops.push(Op::Cgroups(prepared.cgroups.clone()));
         }
@@ -172,9 +188,7 @@ impl Plan {
             ops.push(Op::MakeCwd(cwd.clone()));
         }
         ops.extend(MASKED_PATHS.iter().map(|path| Op::Mask((*path).to_owned())));
-        if !own_network {
-            ops.extend(MASKED_HOST_PATHS.iter().map(|path| Op::Mask((*path).to_owned())));
-        }
+        ops.push(Op::MaskThrottling);
         ops.extend(READ_ONLY_PATHS.iter().map(|path| Op::ReadOnly((*path).to_owned())));
         if spec.read_only {
             ops.push(Op::RootReadOnly);
@@ -283,7 +297,11 @@ mod tests {
         spec.network = Network::None;
         let plan = Plan::of(&spec, &Prepared::default());
         assert!(plan.ops.contains(&Op::LoopbackUp));
-        assert!(plan.ops.contains(&Op::Sys { fresh: true }));
+        assert!(plan.ops.contains(&Op::Sys(SysMount::Fresh)));
+        spec.network = Network::Host;
+        assert!(Plan::of(&spec, &Prepared::default()).ops.contains(&Op::Sys(SysMount::Host)));
+        let prepared = Prepared { sys: Some(7), ..Prepared::default() };
+        assert!(Plan::of(&spec, &prepared).ops.contains(&Op::Sys(SysMount::Prepared(7))));
     }
 
     #[test]

@@ -119,18 +119,25 @@ impl Sandbox {
         let (ours, theirs) = message::socket_pair().map_err(kernel("make a socket pair"))?;
         let binds = open_binds(&self.spec.mounts)?;
         let cgroup = self.spec.limits.make_cgroup()?;
+        let sys = match self.spec.network {
+            Network::Host => crate::kernel_fs::prepare_sys()
+                .map_err(|error| kernel("mount a fresh sysfs")(error.into()))?,
+            Network::None => None,
+        };
         let ids = IdMaps::of_this_process().map_err(kernel("read this process's id maps"))?;
         let prepared = Prepared {
             ids: ids.clone(),
             control: theirs.as_raw_fd(),
             binds: binds.iter().map(|(fd, directory)| (fd.as_raw_fd(), *directory)).collect(),
             cgroups: cgroup.as_ref().map(Cgroup::mounts).unwrap_or_default(),
+            sys: sys.as_ref().map(AsRawFd::as_raw_fd),
         };
         let plan = write_plan(&Plan::of(&self.spec, &prepared)).map_err(kernel("write the plan"))?;
         let stdio = if self.spec.tty.is_some() { Stdio::default() } else { stdio };
         let (child_ends, pipes) = open_stdio(stdio).map_err(kernel("open standard input and output"))?;
         let mut keep: Vec<RawFd> = prepared.binds.iter().map(|(fd, _)| *fd).collect();
         keep.extend([theirs.as_raw_fd(), plan.as_raw_fd(), executable.as_raw_fd()]);
+        keep.extend(prepared.sys);
         keep.sort_unstable();
         let (pid, pidfd) =
             self.clone_init(&executable, &theirs, &plan, &child_ends, &keep, cgroup.as_ref())?;
@@ -147,7 +154,7 @@ impl Sandbox {
             terminal: None,
             cgroup,
         };
-        drop((executable, theirs, plan, child_ends, binds));
+        drop((executable, theirs, plan, child_ends, binds, sys));
         running.bring_up(pid, &ids, &self.spec)?;
         Ok(running)
     }

@@ -54,6 +54,14 @@ impl Tree {
         Tree { root, stubs: Vec::new(), proc: None, dev: None, null: None, sys: None, empty: None }
     }
 
+    /// Our procfs, whatever a caller has mounted over it since.
+    pub(crate) fn proc(&self) -> Result<&OwnedFd, SetupFailure> {
+        self.proc.as_ref().ok_or_else(|| SetupFailure {
+            operation: "find the sandbox's procfs: the plan has none".to_owned(),
+            errno: 0,
+        })
+    }
+
     /// `/proc`, `/dev` or `/sys`: a true directory, made when it is missing.
     pub(crate) fn system_directory(&mut self, name: &str) -> Result<OwnedFd, SetupFailure> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -177,6 +185,39 @@ fn path_in_root(directory: BorrowedFd<'_>) -> io::Result<OsString> {
     }
 }
 
+/// Mount points below `path` in this process's mount namespace, relative to it and without those below one another.
+pub(crate) fn mounts_below(path: &str) -> Result<Vec<String>, SetupFailure> {
+    let operation = || format!("list the mounts below {path}");
+    let info = std::fs::read("/proc/self/mountinfo").or_fail(operation)?;
+    let text = String::from_utf8(info).map_err(|_| SetupFailure { operation: operation(), errno: 0 })?;
+    Ok(points_below(&text, path))
+}
+
+/// The fifth field of proc(5)'s mountinfo, where it lies below `path`.
+fn points_below(mountinfo: &str, path: &str) -> Vec<String> {
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+    let below = points.filter_map(|point| point.strip_prefix(path)?.strip_prefix('/'));
+    let mut below: Vec<String> = below.map(unescape).collect();
+    below.sort_unstable();
+    below.dedup();
+    let mut topmost: Vec<String> = Vec::new();
+    for point in below {
+        let is_covered =
+            |cover: &String| point.strip_prefix(cover.as_str()).is_some_and(|rest| rest.starts_with('/'));
+        if !topmost.iter().any(is_covered) {
+            topmost.push(point);
+        }
+    }
+    topmost
+}
+
+/// A field of mountinfo, in which blanks, tabs, line ends and backslashes are written in octal.
+fn unescape(field: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(field.to_owned(), |text, (written, meant)| text.replace(written, meant))
+}
+
 fn mismatch(path: &OsStr, is: &str, wanted: &str) -> SetupFailure {
     SetupFailure {
         operation: format!("mount on {}: it is {is}, but the source is {wanted}", path.display()),
@@ -263,5 +304,20 @@ impl<T> OrFail<T> for rustix::io::Result<T> {
 impl<T> OrFail<T> for nix::Result<T> {
     fn or_fail(self, operation: impl FnOnce() -> String) -> Result<T, SetupFailure> {
         self.map_err(|error| SetupFailure { operation: operation(), errno: error as i32 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_below_a_path_are_found_without_those_below_one_another() {
+        let mountinfo = "20 1 0:5 / / rw - ext4 a rw\n21 20 0:6 / /sys rw - sysfs s rw\n22 21 0:7 / /sys/fs/cgroup rw - tmpfs c rw\n\
+            23 22 0:8 / /sys/fs/cgroup/pids rw - cgroup c rw\n24 21 0:9 / /sys/fs/bpf rw - bpf b rw\n\
+            25 21 0:9 / /sys/fs/cgroup2 rw - bpf b rw\n26 20 0:5 / /system rw - tmpfs x rw\n\
+            27 21 0:9 / /sys/a\\040b rw - tmpfs b rw\n28 24 0:9 / /sys/fs/bpf rw - bpf b rw\n";
+        assert_eq!(points_below(mountinfo, "/sys"), ["a b", "fs/bpf", "fs/cgroup", "fs/cgroup2"]);
+        assert!(points_below(mountinfo, "/nowhere").is_empty());
     }
 }

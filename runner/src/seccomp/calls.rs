@@ -321,6 +321,8 @@ pub(super) const ALLOWED_LEGACY: &[libc::c_long] = &[
     libc::SYS_utime,
     libc::SYS_utimes,
     libc::SYS_vfork,
+    // uretprobe: how functions return that somebody outside traces. Without it, whoever is traced dies.
+    335,
 ];
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) const ALLOWED_LEGACY: &[libc::c_long] = &[];
@@ -360,7 +362,6 @@ pub(super) const BY_CAPABILITY: &[(u32, &[libc::c_long])] = &[
             459,
             460,
             461,
-            467,
         ],
     ),
     (22, &[libc::SYS_reboot]),

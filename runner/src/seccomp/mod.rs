@@ -6,9 +6,12 @@
 //! a few thousand.
 //!
 //! Answers: allowed calls pass; `clone3` and calls newer than the table say `ENOSYS`, so that programs fall back to
-//! what the filter can judge; everything else says `EPERM`. Foreign architectures get `ENOSYS`.
+//! what the filter can judge; everything else says `EPERM`. On x86-64 the 32-bit calls of i386 have a table of their own,
+//! and those of x32 share the machine's. Other architectures get `ENOSYS`.
 
 mod calls;
+#[cfg(target_arch = "x86_64")]
+mod i386;
 
 use crate::sys::BpfInstruction;
 use calls::{ALLOWED, ALLOWED_LEGACY, BY_CAPABILITY};
@@ -19,14 +22,33 @@ const LAST_KNOWN: u32 = 467;
 /// Namespace flags of `clone(2)`: every `CLONE_NEW*` but `CLONE_NEWTIME`, which lies in the exit signal's byte.
 const CLONE_NAMESPACES: u32 = 0x7e02_0000;
 
-/// `AF_VSOCK` reaches the hypervisor past every network namespace.
-const AF_VSOCK: u32 = 40;
+/// Address families that sockets may have, as first and last of a run: Docker's list. The others are old, and still
+/// bring code of the kernel within reach; two of them reach further. `AF_ALG` (38): through it, files that can only be
+/// read were changed in the page cache, which containers share (CVE-2026-31431). `AF_VSOCK` (40) reaches the hypervisor
+/// past every network namespace.
+const SOCKET_FAMILIES: [(u32, u32); 9] =
+    [(0, 2), (7, 10), (13, 18), (21, 22), (24, 24), (26, 33), (35, 36), (39, 39), (41, 45)];
+
+/// `SYS_SOCKET` of `socketcall(2)` (linux/net.h).
+const SOCKETCALL_SOCKET: u32 = 1;
 
 /// Execution domains that programs use: Linux, Linux with `UNAME26`, 32-bit, both, and "tell me".
 const PERSONALITIES: [u32; 5] = [0x0, 0x0002_0000, 0x8, 0x0002_0008, 0xffff_ffff];
 
 #[cfg(target_arch = "x86_64")]
 const AUDIT_ARCH: u32 = 0xc000_003e;
+/// What 32-bit x86 programs call through (`AUDIT_ARCH_I386`).
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+/// Set in the numbers of x32, which share the machine's table (`__X32_SYSCALL_BIT`).
+#[cfg(target_arch = "x86_64")]
+const X32: u32 = 0x4000_0000;
+/// x32's numbers for calls whose arguments differ from the machine's own: the first, and how many there are.
+#[cfg(target_arch = "x86_64")]
+const X32_OWN: (usize, usize) = (512, 36);
+/// Those of them that are refused: `kexec_load` and `move_pages`.
+#[cfg(target_arch = "x86_64")]
+const X32_REFUSED: [usize; 2] = [528, 533];
 #[cfg(target_arch = "aarch64")]
 const AUDIT_ARCH: u32 = 0xc000_00b7;
 #[cfg(target_arch = "riscv64")]
@@ -39,22 +61,49 @@ enum Verdict {
     Errno(u32),
     /// Allowed unless it makes namespaces.
     Clone,
-    /// Allowed but for one address family.
+    /// Allowed for the usual address families.
     Socket,
+    /// `socketcall(2)`: allowed but for making a socket, whose address family lies in memory that no filter sees. The
+    /// answer is `ENOSYS`: programs use `socket(2)`, which i386 has since Linux 4.3.
+    SocketCall,
     /// Allowed for the usual execution domains.
     Personality,
 }
 
 /// The default filter for a payload with these capability bits.
 pub(crate) fn default_profile(capabilities: u64) -> Vec<BpfInstruction> {
-    let mut program = vec![
-        statement(LOAD, OFFSET_ARCH),
-        jump(JUMP_EQUAL, AUDIT_ARCH, 1, 0),
-        statement(RETURN, errno(libc::ENOSYS)),
-        statement(LOAD, OFFSET_NUMBER),
-    ];
-    program.extend(search(&ranges(&verdicts(capabilities))));
+    #[cfg(target_arch = "x86_64")]
+    return program(
+        &ranges(&with_x32(verdicts(capabilities))),
+        &[(AUDIT_ARCH_I386, ranges(&i386_verdicts(capabilities)))],
+    );
+    #[cfg(not(target_arch = "x86_64"))]
+    program(&ranges(&verdicts(capabilities)), &[])
+}
+
+/// The whole filter: the machine's own calls first, then those of each further architecture.
+fn program(native: &[(u32, Verdict)], further: &[(u32, Vec<(u32, Verdict)>)]) -> Vec<BpfInstruction> {
+    let mut program = vec![statement(LOAD, OFFSET_ARCH)];
+    program.extend(for_architecture(AUDIT_ARCH, native));
+    for (architecture, ranges) in further {
+        program.extend(for_architecture(*architecture, ranges));
+    }
+    program.push(statement(RETURN, errno(libc::ENOSYS)));
     program
+}
+
+/// A piece that decides about the calls of one architecture, and is passed over by those of others. The accumulator
+/// holds the architecture.
+fn for_architecture(architecture: u32, ranges: &[(u32, Verdict)]) -> Vec<BpfInstruction> {
+    let mut body = vec![statement(LOAD, OFFSET_NUMBER)];
+    #[cfg(target_arch = "x86_64")]
+    if architecture == AUDIT_ARCH {
+        body.extend([jump(JUMP_GREATER_EQUAL, X32, 0, 1), statement(AND, !X32)]);
+    }
+    body.extend(search(ranges));
+    let mut piece = vec![jump(JUMP_EQUAL, architecture, 1, 0), statement(JUMP_ALWAYS, body.len() as u32)];
+    piece.append(&mut body);
+    piece
 }
 
 /// The verdict of every number from 0 to one past the last known.
@@ -81,6 +130,40 @@ fn verdicts(capabilities: u64) -> Vec<Verdict> {
     if capabilities >> 17 & 1 == 1 {
         set(libc::SYS_iopl, Verdict::Allow);
         set(libc::SYS_ioperm, Verdict::Allow);
+    }
+    table.push(Verdict::Errno(libc::ENOSYS as u32));
+    table
+}
+
+/// The machine's table with x32's own numbers behind it. The kernel refuses them to programs that are not x32.
+#[cfg(target_arch = "x86_64")]
+fn with_x32(mut table: Vec<Verdict>) -> Vec<Verdict> {
+    let (first, count) = X32_OWN;
+    table.resize(first, Verdict::Errno(libc::ENOSYS as u32));
+    table.resize(first + count, Verdict::Allow);
+    for number in X32_REFUSED {
+        table[number] = Verdict::Errno(libc::EPERM as u32);
+    }
+    table.push(Verdict::Errno(libc::ENOSYS as u32));
+    table
+}
+
+/// As [`verdicts`], for i386.
+#[cfg(target_arch = "x86_64")]
+fn i386_verdicts(capabilities: u64) -> Vec<Verdict> {
+    let mut table = vec![Verdict::Errno(libc::EPERM as u32); LAST_KNOWN as usize + 1];
+    for (number, _) in i386::ALLOWED {
+        table[*number as usize] = Verdict::Allow;
+    }
+    table[i386::CLONE] = Verdict::Clone;
+    table[i386::CLONE3] = Verdict::Errno(libc::ENOSYS as u32);
+    table[i386::SOCKET] = Verdict::Socket;
+    table[i386::SOCKETCALL] = Verdict::SocketCall;
+    table[i386::PERSONALITY] = Verdict::Personality;
+    for (capability, calls) in i386::BY_CAPABILITY {
+        if capabilities >> capability & 1 == 1 {
+            calls.iter().for_each(|(number, _)| table[*number as usize] = Verdict::Allow);
+        }
     }
     table.push(Verdict::Errno(libc::ENOSYS as u32));
     table
@@ -127,8 +210,20 @@ fn leaf(verdict: Verdict) -> Vec<BpfInstruction> {
             refuse,
         ],
         Verdict::Socket => {
-            vec![statement(LOAD, argument(0)), jump(JUMP_EQUAL, AF_VSOCK, 1, 0), allow, refuse]
+            let mut families = Vec::new();
+            for (first, last) in SOCKET_FAMILIES {
+                families.extend([(first, Verdict::Allow), (last + 1, Verdict::Errno(libc::EPERM as u32))]);
+            }
+            let mut program = vec![statement(LOAD, argument(0))];
+            program.extend(search(&families));
+            program
         }
+        Verdict::SocketCall => vec![
+            statement(LOAD, argument(0)),
+            jump(JUMP_EQUAL, SOCKETCALL_SOCKET, 1, 0),
+            allow,
+            statement(RETURN, errno(libc::ENOSYS)),
+        ],
         Verdict::Personality => {
             let mut program = vec![statement(LOAD, argument(0))];
             let count = PERSONALITIES.len() as u8;
@@ -149,6 +244,8 @@ const JUMP_ALWAYS: u16 = 0x05;
 const JUMP_EQUAL: u16 = 0x15;
 const JUMP_GREATER_EQUAL: u16 = 0x35;
 const JUMP_ANY_BIT: u16 = 0x45;
+#[cfg(target_arch = "x86_64")]
+const AND: u16 = 0x54;
 const ALLOW: u32 = 0x7fff_0000;
 const ERRNO: u32 = 0x0005_0000;
 const OFFSET_NUMBER: u32 = 0;
@@ -198,6 +295,10 @@ mod tests {
                     at += instruction.k as usize;
                     continue;
                 }
+                AND => {
+                    accumulator &= instruction.k;
+                    continue;
+                }
                 JUMP_EQUAL => accumulator == instruction.k,
                 JUMP_GREATER_EQUAL => accumulator >= instruction.k,
                 JUMP_ANY_BIT => accumulator & instruction.k != 0,
@@ -215,7 +316,7 @@ mod tests {
     fn the_search_agrees_with_the_table_for_every_number() {
         for capabilities in [CapabilitySet::EMPTY, CapabilitySet::DOCKER, CapabilitySet::ALL] {
             let program = default_profile(capabilities.bits());
-            assert!(program.len() < 400, "{} instructions", program.len());
+            assert!(program.len() < 600, "{} instructions", program.len());
             for (number, expected) in verdicts(capabilities.bits()).iter().enumerate() {
                 let got = run(&program, AUDIT_ARCH, number as u32, 0);
                 let expected = match expected {
@@ -271,14 +372,94 @@ mod tests {
         assert_eq!(docker(libc::SYS_clone3, 0), enosys);
         assert_eq!(verdict(CapabilitySet::ALL, libc::SYS_clone, libc::CLONE_NEWUSER as u32), allow);
         assert_eq!(docker(libc::SYS_socket, libc::AF_INET as u32), allow);
-        assert_eq!(docker(libc::SYS_socket, AF_VSOCK), eperm);
+        for family in [3, 38, 40, 46, u32::MAX] {
+            assert_eq!(docker(libc::SYS_socket, family), eperm, "family {family}");
+        }
         assert_eq!(docker(libc::SYS_personality, 0x8), allow);
         assert_eq!(docker(libc::SYS_personality, 0xffff_ffff), allow);
         assert_eq!(docker(libc::SYS_personality, 0x0040_0000), eperm);
         assert_eq!(docker(9_999, 0), enosys);
-        // The x32 numbers of x86-64 lie above every known call.
-        assert_eq!(docker(0x4000_0000, 0), enosys);
         let program = default_profile(0);
         assert_eq!(run(&program, AUDIT_ARCH ^ 1, libc::SYS_read as u32, 0), enosys);
+    }
+
+    /// Docker's own profile, by name: what it allows is allowed here, and nothing else.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_profile_allows_what_dockers_does_and_nothing_else() {
+        // Decided by arguments, which the other tests look at; x86-64's ioperm and iopl stand for themselves.
+        let by_argument = ["clone", "clone3", "socket", "socketcall", "personality"];
+        let listed = include_str!("../../../fixtures/seccomp/docker.txt");
+        let sets = [CapabilitySet::EMPTY, CapabilitySet::DOCKER, CapabilitySet::ALL];
+        for set in sets {
+            let tables = [verdicts(set.bits()), i386_verdicts(set.bits())];
+            let mut expected = [const { [false; LAST_KNOWN as usize + 1] }; 2];
+            let mut skipped = Vec::new();
+            for line in listed.lines().filter(|line| !line.starts_with('#')) {
+                let fields: Vec<&str> = line.split(' ').collect();
+                if fields[0] == "socket-families" {
+                    continue;
+                }
+                let capability = fields[3].trim_start_matches("CAP_");
+                let numbers = [fields[1], fields[2]].map(|number| number.parse::<usize>().ok());
+                for (side, number) in numbers.into_iter().enumerate() {
+                    let Some(number) = number.filter(|number| *number <= LAST_KNOWN as usize) else {
+                        continue;
+                    };
+                    expected[side][number] |= capability == "-" || set.has(capability);
+                    if by_argument.contains(&fields[0]) {
+                        skipped.push((side, number));
+                    }
+                }
+            }
+            let mut different = Vec::new();
+            for (side, table) in tables.iter().enumerate() {
+                for number in 0..=LAST_KNOWN as usize {
+                    let decided = matches!(table[number], Verdict::Allow | Verdict::Errno(_));
+                    let allowed = table[number] == Verdict::Allow;
+                    if decided && !skipped.contains(&(side, number)) && allowed != expected[side][number] {
+                        different.push((["x86-64", "i386"][side], number, allowed));
+                    }
+                }
+            }
+            assert!(different.is_empty(), "{different:?}");
+        }
+        let families = listed.lines().find_map(|line| line.strip_prefix("socket-families ")).unwrap();
+        let families: Vec<u32> = families.split(' ').map(|family| family.parse().unwrap()).collect();
+        for family in 0..64 {
+            let allowed = verdict(CapabilitySet::DOCKER, libc::SYS_socket, family) == ALLOW;
+            assert_eq!(allowed, families.contains(&family), "family {family}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn programs_of_32_bits_are_filtered_by_their_own_numbers() {
+        let program = default_profile(CapabilitySet::DOCKER.bits());
+        let i386 = |number, first| run(&program, AUDIT_ARCH_I386, number, first);
+        let x32 = |number: u32, first| run(&program, AUDIT_ARCH, number | X32, first);
+        let (eperm, enosys) = (errno(libc::EPERM), errno(libc::ENOSYS));
+        for (number, verdict) in i386_verdicts(CapabilitySet::DOCKER.bits()).iter().enumerate() {
+            let expected = match verdict {
+                Verdict::Errno(number) => ERRNO | number,
+                _ => ALLOW,
+            };
+            assert_eq!(i386(number as u32, 0), expected, "call {number}");
+        }
+        // write, mmap2, socket, ptrace; mount, init_module, setns, bpf; far beyond the table.
+        for number in [4, 192, 359, 26] {
+            assert_eq!(i386(number, 1), ALLOW, "call {number}");
+        }
+        for number in [21, 128, 346, 357] {
+            assert_eq!(i386(number, 0), eperm, "call {number}");
+        }
+        assert_eq!((i386(9_999, 0), i386(435, 0)), (enosys, enosys));
+        assert_eq!((i386(120, libc::SIGCHLD as u32), i386(120, libc::CLONE_NEWUSER as u32)), (ALLOW, eperm));
+        assert_eq!((i386(359, 38), i386(359, 40), i386(102, 1), i386(102, 3)), (eperm, eperm, enosys, ALLOW));
+        assert_eq!((i386(136, 0x8), i386(136, 0x0040_0000)), (ALLOW, eperm));
+        // x32: write, execve, kexec_load; mount; beyond.
+        assert_eq!((x32(1, 0), x32(520, 0), x32(528, 0)), (ALLOW, ALLOW, eperm));
+        assert_eq!((x32(165, 0), x32(41, 38), x32(548, 0)), (eperm, eperm, enosys));
+        assert_eq!((x32(500, 0), run(&program, AUDIT_ARCH, u32::MAX, 0)), (enosys, enosys));
     }
 }

@@ -22,6 +22,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("privileges", privileges),
     ("unconfined_and_wider", unconfined_and_wider),
     ("masked_and_read_only_paths", masked_and_read_only_paths),
+    ("the_hosts_sys_and_cgroups_are_not_shown", the_hosts_sys_and_cgroups_are_not_shown),
+    ("programs_of_32_bits_run", programs_of_32_bits_run),
     ("files_do_not_land_in_the_upper", files_do_not_land_in_the_upper),
     ("bind_mounts", bind_mounts),
     ("tmpfs_mounts", tmpfs_mounts),
@@ -147,6 +149,67 @@ fn masked_and_read_only_paths() {
         echo x 2>/dev/null > /proc/sysrq-trigger || echo ro; \
         touch /sys/x 2>/dev/null || echo ro; mkdir /sys/fs/cgroup/x 2>/dev/null || echo ro";
     assert_eq!(output(root.shell(script)), "0\n0\n0\nro\nro\nro\nro\n");
+}
+
+fn the_hosts_sys_and_cgroups_are_not_shown() {
+    let root = Root::new();
+    for network in [Network::Host, Network::None] {
+        let mut spec = root.shell("cat /proc/self/mountinfo");
+        spec.network = network;
+        let mounts = output(spec);
+        let below_sys: Vec<&str> = mounts
+            .lines()
+            .filter(|line| line.split(' ').nth(4).is_some_and(|point| point.starts_with("/sys")))
+            .collect();
+        assert!(!below_sys.is_empty(), "{mounts}");
+        for mount in below_sys {
+            // A file is covered by the null device, which has to be one.
+            if mount.contains("/null ") {
+                continue;
+            }
+            let options: Vec<&str> = mount.split(' ').nth(5).unwrap().split(',').collect();
+            for option in ["ro", "nosuid", "nodev", "noexec"] {
+                assert!(options.contains(&option), "{network:?}: {mount}");
+            }
+        }
+        // No cgroup of anybody else, no debugging file systems, no block devices, no temperatures.
+        let script = "ls /sys/fs/cgroup | wc -l; ls -d /sys/fs/cgroup/*/* 2>/dev/null | wc -l; ls /sys/dev/block | wc -l
+            ls /sys/kernel/debug /sys/kernel/tracing /sys/kernel/config /sys/fs/bpf /sys/fs/selinux 2>/dev/null | grep -vc ':$'
+            for t in /sys/devices/system/cpu/cpu[0-9]*/thermal_throttle; do test -d $t && ls $t; done; true";
+        let mut spec = root.shell(script);
+        spec.network = network;
+        let seen = output(spec);
+        let words: Vec<&str> = seen.split_whitespace().collect();
+        assert_eq!(words[..3], ["0", "0", "0"], "{network:?}: {seen}");
+        assert_eq!(words.len(), 4, "{network:?}: {seen}");
+    }
+}
+
+/// i386's `write(1, "32\n", 3)` and `exit(0)`, by its own numbers through interrupt 0x80.
+fn programs_of_32_bits_run() {
+    if !cfg!(target_arch = "x86_64") {
+        return;
+    }
+    let mut program = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let code: &[u8] = b"\xb8\x04\0\0\0\xbb\x01\0\0\0\xb9\x73\x80\x04\x08\xba\x03\0\0\0\xcd\x80\
+        \xb8\x01\0\0\0\x31\xdb\xcd\x8032\n";
+    let size = (84 + code.len()) as u32;
+    // An executable of i386, entered right behind this header and one loaded segment.
+    program.extend([2u16, 3].iter().flat_map(|half| half.to_le_bytes()));
+    program.extend([1u32, 0x0804_8054, 52, 0, 0].iter().flat_map(|word| word.to_le_bytes()));
+    program.extend([52u16, 32, 1, 0, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
+    program.extend(
+        [1u32, 0, 0x0804_8000, 0x0804_8000, size, size, 5, 4096].iter().flat_map(|word| word.to_le_bytes()),
+    );
+    program.extend(code);
+    let root = Root::new();
+    let path = root.lower().join("bin/small");
+    fs::write(&path, program).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    if std::process::Command::new(&path).output().map_or(true, |ran| ran.stdout != b"32\n") {
+        return skipped("programs_of_32_bits_run", "this kernel runs none");
+    }
+    assert_eq!(output(root.spec(&["/bin/small"])), "32\n");
 }
 
 fn files_do_not_land_in_the_upper() {
