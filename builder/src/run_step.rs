@@ -229,8 +229,8 @@ fn lower_directories(
 fn sandbox(stage: &StageRun<'_>, instruction: &ExpandedRun, rootfs: RootFs) -> SandboxSpec {
     let arguments = arguments(stage, &instruction.command);
     let mut spec = SandboxSpec::new(rootfs, arguments.into_iter().map(OsString::from).collect());
-    let environment = stage.scope.run_environment().into_iter().chain(stage.scope.proxy_environment());
-    spec.env = environment.map(|(name, value)| (name.into(), value.into())).collect();
+    let environment = stage.scope.process_environment();
+    spec.env = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
     if let (MtimePolicy::Fixed(epoch), None) =
         (stage.build.maker.options.mtime, spec.env.iter().find(|(name, _)| name == SOURCE_DATE_EPOCH))
     {

@@ -10,19 +10,12 @@ use crate::suggest;
 use crate::syntax::{ArgDeclaration, WARNINGS_MAX, Word};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Arguments that reach RUN without any ARG, and then take no part in keys or history.
-pub const PROXY_ARGUMENTS: [&str; 10] = [
-    "HTTP_PROXY",
-    "http_proxy",
-    "HTTPS_PROXY",
-    "https_proxy",
-    "FTP_PROXY",
-    "ftp_proxy",
-    "NO_PROXY",
-    "no_proxy",
-    "ALL_PROXY",
-    "all_proxy",
-];
+/// Arguments that reach RUN without any ARG, in whatever case, and then take no part in keys or history.
+const PROXY_ARGUMENTS: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+fn is_proxy(name: &str) -> bool {
+    PROXY_ARGUMENTS.iter().any(|proxy| proxy.eq_ignore_ascii_case(name))
+}
 
 /// The global scope of a build.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +28,8 @@ pub struct Globals {
 }
 
 impl Globals {
-    pub(super) fn new(options: &PlanOptions) -> Globals {
+    /// `last_stage` is the name of the file's last stage, if it has one.
+    pub(super) fn new(options: &PlanOptions, last_stage: Option<&str>) -> Globals {
         let mut build_args = options.build_args.clone();
         if let Some(epoch) = &options.source_date_epoch {
             build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.clone());
@@ -53,8 +47,12 @@ impl Globals {
             set("ARCH", &platform.architecture);
             set("VARIANT", platform.variant.as_deref().unwrap_or(""));
         }
-        let target = options.target.as_deref().filter(|target| target.parse::<usize>().is_err());
-        automatic.insert("TARGETSTAGE".to_owned(), target.unwrap_or("default").to_lowercase());
+        let target = options.target.as_deref().or(last_stage);
+        let stage = build_args.get("TARGETSTAGE").cloned();
+        automatic.insert(
+            "TARGETSTAGE".to_owned(),
+            stage.unwrap_or_else(|| target.unwrap_or("default").to_owned()),
+        );
         Globals { build_args, automatic, declared: BTreeMap::new(), bytes: 0 }
     }
 
@@ -117,6 +115,19 @@ impl Globals {
         self.build_args.get(name).map(String::as_str)
     }
 
+    /// The proxies the user gave, in both spellings. Of two spellings that were both given the lower-case one counts.
+    pub(super) fn proxies(&self) -> Vec<(String, String)> {
+        let mut proxies = BTreeMap::new();
+        // Upper case sorts first, so the lower-case value comes last.
+        for (name, value) in
+            self.build_args.iter().filter(|(name, value)| is_proxy(name) && !value.is_empty())
+        {
+            proxies.insert(name.to_ascii_uppercase(), value);
+            proxies.insert(name.to_ascii_lowercase(), value);
+        }
+        proxies.into_iter().map(|(name, value)| (name, value.clone())).collect()
+    }
+
     fn names(&self) -> impl Iterator<Item = &str> {
         self.declared.keys().chain(self.automatic.keys()).map(String::as_str)
     }
@@ -126,7 +137,7 @@ impl Globals {
         let known = |name: &str| {
             declared.contains(name)
                 || self.automatic.contains_key(name)
-                || PROXY_ARGUMENTS.contains(&name)
+                || is_proxy(name)
                 || name.starts_with("BUILDKIT_")
                 || name == "SOURCE_DATE_EPOCH"
         };

@@ -24,7 +24,7 @@ pub use expanded::{
     ArgValue, Expanded, ExpandedAdd, ExpandedCommand, ExpandedCopy, ExpandedHealthcheck, ExpandedRun,
     ExpandedSource, ExpandedTransfer, RunCommand,
 };
-pub use globals::{Globals, PROXY_ARGUMENTS};
+pub use globals::Globals;
 pub use scope::{DEFAULT_PATH, ENVIRONMENT_BYTES_MAX, Evaluated, StageScope};
 
 use crate::diagnostic::{Diagnostic, Severity};

@@ -2,14 +2,17 @@
 //!
 //! | asked for              | first found in                                              |
 //! |------------------------|-------------------------------------------------------------|
-//! | a variable in a stage  | ENV (also of the base image), then ARG                      |
+//! | a variable in a stage  | the later one of ENV and ARG with a value                   |
 //! | the value of an ARG    | `--build-arg`, its default, the global ARG or automatic one |
+//!
+//! The base's variables, an earlier stage's among them, count as an ENV at the stage's beginning. The configuration
+//! holds what ENV says, whatever hides it.
 //!
 //! An instruction sees one snapshot: [`StageScope::expand`] reads, [`StageScope::apply`] writes.
 
 use super::evaluate::Evaluation;
 use super::expanded::{ArgValue, Expanded};
-use super::globals::{Globals, PROXY_ARGUMENTS, undefined};
+use super::globals::{Globals, undefined};
 use crate::diagnostic::Diagnostic;
 use crate::expand::Expander;
 use crate::syntax::{ArgDeclaration, Instruction, WARNINGS_MAX, Word};
@@ -34,8 +37,19 @@ pub(super) fn entry_bytes(name: usize, value: usize) -> usize {
 pub struct StageScope {
     globals: Globals,
     escape: char,
+    /// ENV: what the configuration holds.
     environment: Vec<(String, String)>,
-    arguments: Vec<ArgValue>,
+    /// ARG, in order of first declaration.
+    arguments: Vec<Argument>,
+}
+
+/// A declared argument.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Argument {
+    name: String,
+    value: Option<String>,
+    /// Whether its value came behind the last ENV of that name.
+    hides_environment: bool,
 }
 
 /// An expanded instruction and what is doubtful about it.
@@ -54,10 +68,12 @@ impl StageScope {
         StageScope { globals: globals.clone(), escape, environment, arguments: Vec::new() }
     }
 
-    /// The scope at the start of a stage whose base is another stage: it inherits variables and
-    /// declared arguments as they are at that stage's end.
+    /// The scope at the start of a stage whose base is another stage: it inherits the declared arguments of that
+    /// stage's end, and its variables, which come behind them.
     pub fn inherit(parent: &StageScope) -> StageScope {
-        parent.clone()
+        let mut scope = parent.clone();
+        scope.arguments.iter_mut().for_each(|argument| argument.hides_environment = false);
+        scope
     }
 
     /// The instruction in its final form, with the variables as they are now.
@@ -84,33 +100,45 @@ impl StageScope {
     /// What all variables take, counted with [`entry_bytes`].
     pub(super) fn bytes(&self) -> usize {
         let environment = self.environment.iter().map(|(key, value)| entry_bytes(key.len(), value.len()));
-        let size = |argument: &ArgValue| {
+        let size = |argument: &Argument| {
             entry_bytes(argument.name.len(), argument.value.as_ref().map_or(0, String::len))
         };
         environment.sum::<usize>() + self.arguments.iter().map(size).sum::<usize>()
     }
 
     fn set(&mut self, key: &str, value: &str) {
+        self.arguments
+            .iter_mut()
+            .filter(|argument| argument.name == key)
+            .for_each(|argument| argument.hides_environment = false);
         match self.environment.iter_mut().find(|(name, _)| name == key) {
             Some(pair) => pair.1 = value.to_owned(),
             None => self.environment.push((key.to_owned(), value.to_owned())),
         }
     }
 
-    pub(super) fn declare(&mut self, argument: ArgValue) {
-        match self.arguments.iter_mut().find(|known| known.name == argument.name) {
-            Some(known) if argument.value.is_some() => known.value = argument.value,
+    /// An ARG without any value leaves everything as it was.
+    pub(super) fn declare(&mut self, ArgValue { name, value }: ArgValue) {
+        let hides_environment = value.is_some();
+        match self.arguments.iter_mut().find(|known| known.name == name) {
+            Some(known) if value.is_some() => {
+                known.value = value;
+                known.hides_environment = true;
+            }
             Some(_) => {}
-            None => self.arguments.push(argument),
+            None => self.arguments.push(Argument { name, value, hides_environment }),
         }
     }
 
     /// The value of a variable in this stage.
     pub fn value(&self, name: &str) -> Option<String> {
-        let environment =
-            self.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-        let argument = || self.arguments.iter().find(|argument| argument.name == name)?.value.clone();
-        environment.or_else(argument)
+        let argument = self.arguments.iter().find(|argument| argument.name == name);
+        let environment = || self.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+        let value = match argument {
+            Some(argument) if argument.hides_environment => argument.value.as_ref(),
+            argument => environment().or_else(|| argument?.value.as_ref()),
+        };
+        value.cloned()
     }
 
     /// The variables that go into the image's config.
@@ -118,25 +146,33 @@ impl StageScope {
         &self.environment
     }
 
-    /// The declared arguments that have a value and are not hidden by ENV, in order of declaration:
-    /// they belong in the environment of RUN, its key, and its history entry (`|N a=b …`).
+    /// The declared arguments in order of declaration, with the values that their names have: what a RUN's history
+    /// entry tells (`|N a=b …`). One without a value is told empty.
     pub fn arguments(&self) -> Vec<(String, String)> {
-        let hidden = |name: &str| self.environment.iter().any(|(key, _)| key == name);
-        let visible = self.arguments.iter().filter(|argument| !hidden(&argument.name));
-        visible.filter_map(|argument| Some((argument.name.clone(), argument.value.clone()?))).collect()
+        let told =
+            |argument: &Argument| (argument.name.clone(), self.value(&argument.name).unwrap_or_default());
+        self.arguments.iter().map(told).collect()
     }
 
     /// The environment of a RUN without the undeclared proxy arguments: what belongs in its key.
     pub fn run_environment(&self) -> Vec<(String, String)> {
-        self.environment.iter().cloned().chain(self.arguments()).collect()
+        let is_set = |name: &str| self.environment.iter().any(|(key, _)| key == name);
+        let arguments = self.arguments.iter().map(|argument| &argument.name).filter(|name| !is_set(name));
+        let names = self.environment.iter().map(|(key, _)| key).chain(arguments);
+        names.filter_map(|name| Some((name.clone(), self.value(name)?))).collect()
     }
 
-    /// Proxy arguments the user gave that no ARG declares and no ENV sets: they belong in the
-    /// environment of RUN, but in neither key nor history.
-    pub fn proxy_environment(&self) -> Vec<(String, String)> {
-        let given = |name: &str| Some((name.to_owned(), self.globals.build_arg(name)?.to_owned()));
-        let free = PROXY_ARGUMENTS.into_iter().filter(|name| !self.knows(name));
-        free.filter_map(given).collect()
+    /// The environment that the process of a RUN sees. A proxy that the user gave is there without any ARG, in both
+    /// spellings, and in front of every ENV; it belongs in neither key nor history.
+    pub fn process_environment(&self) -> Vec<(String, String)> {
+        let mut environment = self.run_environment();
+        for (name, value) in self.globals.proxies() {
+            match environment.iter_mut().find(|(known, _)| *known == name) {
+                Some(known) => known.1 = value,
+                None => environment.push((name, value)),
+            }
+        }
+        environment
     }
 
     /// Whether the name is a variable or a declared argument, with or without a value.

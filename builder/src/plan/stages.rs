@@ -49,12 +49,14 @@ pub(super) fn drafts(
     options: &PlanOptions,
     warnings: &mut Vec<Diagnostic>,
 ) -> Result<Drafts, Vec<Diagnostic>> {
-    let names = file.instructions.iter().filter_map(as_from).map(|(_, from)| lower_name(from)).collect();
+    let names: Vec<_> =
+        file.instructions.iter().filter_map(as_from).map(|(_, from)| lower_name(from)).collect();
+    let globals = Globals::new(options, names.last().and_then(Option::as_deref));
     let mut drafting = Drafting {
         file,
         options,
         names: Names { options, stages: names },
-        globals: Globals::new(options),
+        globals,
         errors: Vec::new(),
         warnings,
     };

@@ -166,15 +166,80 @@ fn precedence_of_variables() {
     let text = "ARG A=global\nFROM a\nARG A=default\n";
     assert_eq!(value(text, &[], &[]).as_deref(), Some("default"));
     assert_eq!(value(text, &[("A", "given")], &[]).as_deref(), Some("given"));
-    assert_eq!(value(text, &[("A", "given")], &[("A", "env")]).as_deref(), Some("env"));
+    // The later of ENV and ARG counts; what the base brings comes before both.
+    assert_eq!(value(text, &[("A", "given")], &[("A", "env")]).as_deref(), Some("given"));
     assert_eq!(value("ARG A=global\nFROM a\nARG A\n", &[], &[]).as_deref(), Some("global"));
     assert_eq!(value("ARG A=global\nFROM a\n", &[("A", "given")], &[]), None);
     assert_eq!(value("FROM a\nARG A\n", &[], &[]), None);
-    assert_eq!(value("FROM a\nENV A=env\nARG A=default\n", &[("A", "given")], &[]).as_deref(), Some("env"));
+    assert_eq!(value("FROM a\nENV A=env\nARG A=default\n", &[("A", "given")], &[]).as_deref(), Some("given"));
+    assert_eq!(value("FROM a\nENV A=env\nARG A=default\n", &[], &[]).as_deref(), Some("default"));
+    assert_eq!(value("FROM a\nENV A=env\nARG A=\n", &[], &[]).as_deref(), Some(""));
+    assert_eq!(value("FROM a\nENV A=env\nARG A\n", &[], &[]).as_deref(), Some("env"));
+    assert_eq!(value("FROM a\nENV A=env\nARG A\n", &[("A", "given")], &[]).as_deref(), Some("given"));
+    assert_eq!(value("ARG A=global\nFROM a\nENV A=env\nARG A\n", &[], &[]).as_deref(), Some("global"));
+    assert_eq!(value("FROM a\nARG A=arg\nENV A=env\n", &[], &[]).as_deref(), Some("env"));
+    assert_eq!(value("FROM a\nARG A=arg\nENV A=env\nARG A\n", &[], &[]).as_deref(), Some("env"));
+    assert_eq!(value("FROM a\nENV A=1\nARG A=2\nENV A=3\nARG A=4\n", &[], &[]).as_deref(), Some("4"));
     assert_eq!(value("FROM a\nARG A=one\nARG A=two\n", &[], &[]).as_deref(), Some("two"));
     assert_eq!(value("FROM a\nARG A=one\nARG A\n", &[], &[]).as_deref(), Some("one"));
     assert_eq!(value("FROM a\nARG B=b A=x$B\n", &[], &[]).as_deref(), Some("xb"));
     assert_eq!(value("FROM a\nENV B=b\nENV B=c A=$B\n", &[], &[]).as_deref(), Some("b"));
+}
+
+#[test]
+fn an_argument_behind_a_variable_hides_it_and_leaves_the_configuration() {
+    let graph = plan("FROM a\nENV V=1 W=w\nARG V=2 X Y=y\nRUN x\n");
+    let (scope, _) = execute(&graph, &[("PATH", "/bin")]);
+    let pairs = |list: &[(&str, &str)]| -> Vec<(String, String)> {
+        list.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+    };
+    assert_eq!(scope.environment(), pairs(&[("PATH", "/bin"), ("V", "1"), ("W", "w")]));
+    let seen = [("PATH", "/bin"), ("V", "2"), ("W", "w"), ("Y", "y")];
+    assert_eq!(scope.run_environment(), pairs(&seen));
+    assert_eq!(scope.arguments(), pairs(&[("V", "2"), ("X", ""), ("Y", "y")]));
+    // A stage on top starts with what the configuration says; the other arguments go on.
+    let above = StageScope::inherit(&scope);
+    let values = ["V", "W", "Y"].map(|name| above.value(name).unwrap());
+    assert_eq!(values, ["1", "w", "y"]);
+    // Also for PATH, and before an ENV that hides the argument again.
+    let (scope, _) = execute(&plan("FROM a\nARG PATH=/opt\n"), &[("PATH", "/bin")]);
+    assert_eq!((scope.value("PATH").as_deref(), scope.environment()), (Some("/opt"), &*pairs(&seen[..1])));
+    let (scope, _) = execute(&plan("FROM a\nARG V=2\nENV V=3$V\n"), &[]);
+    assert_eq!(scope.arguments(), pairs(&[("V", "32")]));
+}
+
+#[test]
+fn a_proxy_sets_both_spellings_before_every_variable() {
+    let environment = |args: &[(&str, &str)], text: &str| -> Vec<String> {
+        let mut options = amd64();
+        options.build_args = args.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let graph = plan_with(text, &options).unwrap();
+        assert_eq!(codes(&graph), [""; 0]);
+        let pairs = execute(&graph, &[]).0.process_environment();
+        pairs.iter().map(|(name, value)| format!("{name}={value}")).collect()
+    };
+    assert_eq!(environment(&[("HTTP_PROXY", "p")], "FROM a\n"), ["HTTP_PROXY=p", "http_proxy=p"]);
+    assert_eq!(environment(&[("no_proxy", "p")], "FROM a\n"), ["NO_PROXY=p", "no_proxy=p"]);
+    let both = [("HTTPS_PROXY", "p"), ("https_proxy", "q")];
+    assert_eq!(environment(&both, "FROM a\n"), ["HTTPS_PROXY=q", "https_proxy=q"]);
+    let declared = environment(&[("FTP_PROXY", "p")], "FROM a\nENV ftp_proxy=env\nARG FTP_PROXY\n");
+    assert_eq!(declared, ["ftp_proxy=p", "FTP_PROXY=p"]);
+    assert_eq!(environment(&[("All_Proxy", "p")], "FROM a\n"), ["ALL_PROXY=p", "all_proxy=p"]);
+    assert_eq!(environment(&[("HTTP_PROXY", "")], "FROM a\n"), [""; 0]);
+}
+
+#[test]
+fn the_target_stage_is_named() {
+    let value = |text: &str, target: Option<&str>| {
+        let options = PlanOptions { target: target.map(str::to_owned), ..amd64() };
+        let graph = plan_with(text, &options).unwrap();
+        execute(&graph, &[]).0.value("TARGETSTAGE").unwrap()
+    };
+    let text = "FROM a AS One\nARG TARGETSTAGE\nFROM a AS Two\nARG TARGETSTAGE\n";
+    assert_eq!(value(text, None), "two");
+    assert_eq!(value(text, Some("one")), "one");
+    assert_eq!(value(text, Some("0")), "0");
+    assert_eq!(value("FROM a AS b\nFROM b\nARG TARGETSTAGE\n", None), "default");
 }
 
 #[test]
@@ -193,7 +258,8 @@ fn automatic_and_proxy_arguments() {
     let expected = "PATH=/bin TARGETPLATFORM=linux/arm/v6 TARGETVARIANT=v6 BUILDARCH=amd64 TARGETSTAGE=x \
                     SOURCE_DATE_EPOCH=7 HTTPS_PROXY=q";
     assert_eq!(arguments.join(" "), expected);
-    assert_eq!(scope.proxy_environment(), [("http_proxy".to_owned(), "p".to_owned())]);
+    let only = |name: &str| scope.process_environment().into_iter().find(|(known, _)| known == name);
+    assert_eq!(only("http_proxy"), Some(("http_proxy".to_owned(), "p".to_owned())));
     assert_eq!(codes(&graph), [""; 0]);
 }
 
