@@ -66,6 +66,10 @@ fn not_parsed(mut answer: clap::Error, arguments: &[OsString]) -> ExitCode {
     }
     let lenient = with_valued_flags(Cli::command()).ignore_errors(true).try_get_matches_from(arguments);
     let command = lenient.as_ref().ok().and_then(clap::ArgMatches::subcommand_name);
+    if answer.kind() == ErrorKind::UnknownArgument {
+        // "To pass it as a value, use `-- --flag`": it is none, or it would not be unknown.
+        answer.remove(ContextKind::Suggested);
+    }
     if command != Some("run") {
         let _ = answer.print();
         return ExitCode::from(USAGE_EXIT);
@@ -73,8 +77,6 @@ fn not_parsed(mut answer: clap::Error, arguments: &[OsString]) -> ExitCode {
     match unsupported_by_run(&answer) {
         Some(failure) => terminal::note(failure.of_container().report().1.unwrap_or_default().trim_end()),
         None => {
-            // "To pass it as a value, use `-- --flag`": it would become the image's name.
-            answer.remove(ContextKind::Suggested);
             let _ = answer.print();
         }
     }

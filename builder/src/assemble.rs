@@ -130,16 +130,28 @@ impl ImageState {
         }
     }
 
+    /// `--platform`: what was asked for, not what the base of the last stage is for. A variant that nobody asked for
+    /// is the base's, as long as it is one of the same architecture.
+    pub(crate) fn set_platform(&mut self, asked: &Platform) {
+        let own = &mut self.config.platform;
+        let is_same = own.os == asked.os && own.architecture == asked.architecture;
+        if !is_same {
+            *own = asked.clone();
+        } else if asked.variant.is_some() {
+            own.variant.clone_from(&asked.variant);
+        }
+    }
+
     /// CMD.
     pub(crate) fn set_cmd(&mut self, words: Vec<String>) {
-        self.config.config.cmd = Some(words);
+        self.config.config.cmd = Some(words).filter(|words| !words.is_empty());
         self.config.config.args_escaped = Some(true);
         self.cmd_is_own = true;
     }
 
     /// ENTRYPOINT; clears a CMD that was inherited, which belonged to another entry point.
     pub(crate) fn set_entrypoint(&mut self, words: Vec<String>) {
-        self.config.config.entrypoint = Some(words);
+        self.config.config.entrypoint = Some(words).filter(|words| !words.is_empty());
         if !self.cmd_is_own {
             self.config.config.cmd = None;
         }
@@ -193,17 +205,29 @@ pub(crate) fn quoted_list(words: &[String]) -> String {
     format!("[{}]", quoted.join(" "))
 }
 
+/// Whether a character leaves a mark. Behind another one, where a combining mark has something to combine with.
+fn is_printable(character: char) -> bool {
+    format!("a{character}").escape_debug().count() == 2
+}
+
 fn quoted(word: &str) -> String {
     let mut text = String::with_capacity(word.len() + 2);
     text.push('"');
     for character in word.chars() {
         match character {
             '"' | '\\' => text.extend(['\\', character]),
+            '\u{7}' => text.push_str("\\a"),
+            '\u{8}' => text.push_str("\\b"),
+            '\u{b}' => text.push_str("\\v"),
+            '\u{c}' => text.push_str("\\f"),
             '\n' => text.push_str("\\n"),
             '\t' => text.push_str("\\t"),
             '\r' => text.push_str("\\r"),
-            control if control.is_control() => text.push_str(&format!("\\x{:02x}", u32::from(control))),
-            other => text.push(other),
+            ' '..='~' => text.push(character),
+            '\0'..='\u{7f}' => text.push_str(&format!("\\x{:02x}", u32::from(character))),
+            other if is_printable(other) => text.push(other),
+            '\0'..='\u{ffff}' => text.push_str(&format!("\\u{:04x}", u32::from(character))),
+            other => text.push_str(&format!("\\U{:08x}", u32::from(other))),
         }
     }
     text.push('"');

@@ -294,6 +294,9 @@ impl<'a> Builder<'a> {
     fn publish(&self, target: &StageResult, events: &EventSink<'_>) -> Result<BuildResult, BuildError> {
         let mut image = target.image.clone();
         image.config.config.labels.extend(self.options.labels.clone());
+        if self.options.platform_is_given {
+            image.set_platform(&self.options.platform);
+        }
         let layers = image.layers.iter().map(|layer| (layer.descriptor.clone(), layer.diff_id)).collect();
         let (config, manifest) = image.finish(self.options.annotations.clone());
         let config = self.store.put_bytes(&config)?.digest;
@@ -343,14 +346,20 @@ impl<'a> Builder<'a> {
 }
 
 impl Build<'_> {
-    /// The platform of a stage's base, as text.
-    pub(crate) fn platform_of(&self, stage: &Stage) -> String {
-        stage_platform(stage, &self.options.platform)
+    /// The platform of a stage's base.
+    pub(crate) fn platform_of<'s>(&'s self, stage: &'s Stage) -> &'s Platform {
+        stage.platform.as_ref().unwrap_or(&self.options.platform)
+    }
+
+    /// The platform of images that are only copied from: what is built, whatever the stage's FROM says. So it is with
+    /// BuildKit; a stage of its own gives another one.
+    pub(crate) fn platform_of_sources(&self) -> &Platform {
+        &self.options.platform
     }
 
     /// An image that was resolved before stages began.
-    pub(crate) fn image(&self, stage: &Stage, name: &str) -> &Image {
-        let key = (name.to_owned(), self.platform_of(stage));
+    pub(crate) fn image(&self, name: &str, platform: &Platform) -> &Image {
+        let key = (name.to_owned(), platform.to_string());
         self.images.get(&key).expect("every image of the graph is resolved before its stages run")
     }
 
@@ -374,19 +383,18 @@ fn stage_platform(stage: &Stage, default: &Platform) -> String {
 fn named_images(graph: &Graph, platform: &Platform) -> BTreeMap<(String, String), Span> {
     let mut images = BTreeMap::new();
     for stage in &graph.stages {
-        let platform = stage_platform(stage, platform);
         if let Base::Image(name) = &stage.base {
             let span = match &stage.from.kind {
                 InstructionKind::From(from) => from.base.span,
                 _ => stage.from.span,
             };
-            images.entry((name.clone(), platform.clone())).or_insert(span);
+            images.entry((name.clone(), stage_platform(stage, platform))).or_insert(span);
         }
         for step in &stage.steps {
             for source in step.mount_sources.iter().chain([&step.source]) {
                 if let CopySource::Image(name) = source {
                     let span = source_span(&step.instruction);
-                    images.entry((name.clone(), platform.clone())).or_insert(span);
+                    images.entry((name.clone(), platform.to_string())).or_insert(span);
                 }
             }
         }

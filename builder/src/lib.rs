@@ -18,6 +18,7 @@ pub mod glob;
 pub mod ignore;
 pub mod output;
 pub mod plan;
+pub mod received;
 pub mod source;
 pub mod syntax;
 

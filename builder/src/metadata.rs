@@ -1,4 +1,6 @@
 //! Instructions that only say something: they change the configuration and add a line of history, and no files.
+//!
+//! The lines are worded as BuildKit 0.32 words them.
 
 use rimg_formats::config::Healthcheck;
 use serde_json::{Map, Value};
@@ -39,8 +41,7 @@ pub(crate) fn apply(image: &mut ImageState, instruction: &Expanded) {
         }
         Expanded::Expose(ports) => {
             image.config.config.exposed_ports.extend(ports.iter().map(|port| (port.clone(), empty_object())));
-            let texts: Vec<String> = ports.iter().map(|port| format!("{port}:{{}}")).collect();
-            format!("EXPOSE map[{}]", texts.join(" "))
+            format!("EXPOSE [{}]", ports.join(" "))
         }
         Expanded::Volume(paths) => {
             image.config.config.volumes.extend(paths.iter().map(|path| (path.clone(), empty_object())));
@@ -62,13 +63,11 @@ pub(crate) fn apply(image: &mut ImageState, instruction: &Expanded) {
             image.config.author = Some(author.clone());
             format!("MAINTAINER {author}")
         }
-        Expanded::Onbuild(trigger) => {
-            image.config.config.on_build.push(trigger.clone());
-            format!("ONBUILD {trigger}")
-        }
+        // It has done nothing yet, so it has no line.
+        Expanded::Onbuild(trigger) => return image.config.config.on_build.push(trigger.clone()),
         Expanded::Healthcheck(check) => {
             let check = healthcheck(image, check);
-            let text = format!("HEALTHCHECK {}", quoted_list(&check.test));
+            let text = healthcheck_text(&check);
             image.set_healthcheck(check);
             text
         }
@@ -78,6 +77,44 @@ pub(crate) fn apply(image: &mut ImageState, instruction: &Expanded) {
 
 fn pair_texts(pairs: &[(String, String)]) -> String {
     pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+/// A check as Go prints a structure (`%+v`).
+fn healthcheck_text(check: &Healthcheck) -> String {
+    format!(
+        "HEALTHCHECK {{Test:[{}] Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
+        check.test.join(" "),
+        go_duration(check.interval),
+        go_duration(check.timeout),
+        go_duration(check.start_period),
+        go_duration(check.start_interval),
+        check.retries,
+    )
+}
+
+/// A non-negative duration as Go prints it: `0s`, `1.5ms`, `1m30s`, `1h0m0s`.
+fn go_duration(nanoseconds: i64) -> String {
+    const SECOND: i64 = 1_000_000_000;
+    let fraction = |unit: i64, name: &str| {
+        let digits = unit.ilog10() as usize;
+        let text = format!("{}.{:0digits$}", nanoseconds % (60 * SECOND) / unit, nanoseconds % unit);
+        format!("{}{name}", text.trim_end_matches('0').trim_end_matches('.'))
+    };
+    match nanoseconds {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanoseconds}ns"),
+        1_000..1_000_000 => fraction(1_000, "µs"),
+        1_000_000..SECOND => fraction(1_000_000, "ms"),
+        _ => {
+            let minutes = nanoseconds / (60 * SECOND);
+            let seconds = fraction(SECOND, "s");
+            match (minutes / 60, minutes % 60) {
+                (0, 0) => seconds,
+                (0, minutes) => format!("{minutes}m{seconds}"),
+                (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
+            }
+        }
+    }
 }
 
 /// Go's empty struct, as ports and volumes carry it.
@@ -120,5 +157,30 @@ fn healthcheck(image: &ImageState, check: &ExpandedHealthcheck) -> Healthcheck {
         start_period: nanoseconds(start_period),
         start_interval: nanoseconds(start_interval),
         retries: retries.map_or(0, i64::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_gos() {
+        let table = [
+            (0, "0s"),
+            (1, "1ns"),
+            (1_500, "1.5µs"),
+            (100_000_000, "100ms"),
+            (1_010_000, "1.01ms"),
+            (5_000_000_000, "5s"),
+            (1_500_000_000, "1.5s"),
+            (60_000_000_000, "1m0s"),
+            (90_000_000_000, "1m30s"),
+            (3_600_000_000_000, "1h0m0s"),
+            (5_400_250_000_000, "1h30m0.25s"),
+        ];
+        for (nanoseconds, text) in table {
+            assert_eq!(go_duration(nanoseconds), text);
+        }
     }
 }

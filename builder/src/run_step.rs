@@ -29,6 +29,7 @@ use self::mounts::MountPlan;
 use self::workspace::RunWorkspace;
 use crate::cache::{Lookup, Slot, StepInputs, StepRecord};
 use crate::context::processors;
+use crate::copy::owner::without_root;
 use crate::diagnostic::Diagnostic;
 use crate::engine::{Build, BuildError, RunFailure, StageRun, step_error, unsupported_in_run};
 use crate::events::{Event, StepId};
@@ -146,10 +147,10 @@ fn history_line(stage: &StageRun<'_>, instruction: &ExpandedRun) -> String {
         words.push(format!("|{}", in_scope.len()));
         words.extend(in_scope.iter().map(|(name, value)| format!("{name}={value}")));
     }
-    match &instruction.command {
-        RunCommand::Script { content, .. } => words.push(format!("<<EOF\n{content}EOF")),
-        command => words.extend(arguments(stage, command)),
+    if let RunCommand::Script { .. } = &instruction.command {
+        words.extend(stage.image.shell());
     }
+    words.extend(arguments(stage, &instruction.command));
     format!("{} # buildkit", words.join(" "))
 }
 
@@ -237,7 +238,7 @@ fn sandbox(stage: &StageRun<'_>, instruction: &ExpandedRun, rootfs: RootFs) -> S
         spec.env.push((SOURCE_DATE_EPOCH.into(), epoch.seconds().to_string().into()));
     }
     spec.cwd = PathBuf::from(stage.image.working_directory());
-    spec.user.clone_from(&stage.image.exec().user);
+    spec.user = without_root(&stage.image.exec().user);
     spec.hostname = host_name(stage).to_owned();
     spec.no_new_privileges = false;
     spec.network = if wants_network(instruction) { Network::Host } else { Network::None };

@@ -5,9 +5,15 @@
 mod kit;
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
 
 use kit::Workspace;
+use rimg_builder::base::{BaseImageError, BaseImages, StoredImages};
+use rimg_builder::engine::Builder;
 use rimg_builder::events::Event;
+use rimg_formats::platform::Platform;
+use rimg_formats::reference::Reference;
+use rimg_formats::store::Image;
 
 fn history(outcome: &kit::Outcome) -> Vec<String> {
     let line = |line: &rimg_formats::config::History| {
@@ -48,7 +54,7 @@ fn metadata() {
             "- ARG W",
             "- ENV A=1 B=two",
             "- LABEL x=a b y=1",
-            "- EXPOSE map[80/tcp:{} 90/udp:{} 91/udp:{}]",
+            "- EXPOSE [80/tcp 90/udp 91/udp]",
             "- VOLUME [/v /w]",
             "- USER 5:6",
             "+ WORKDIR /srv",
@@ -56,9 +62,8 @@ fn metadata() {
             "- STOPSIGNAL SIGINT",
             "- SHELL [/bin/ash -c]",
             "- CMD [\"/bin/ash\" \"-c\" \"echo hi\"]",
-            "- HEALTHCHECK [\"CMD-SHELL\" \"true\"]",
+            "- HEALTHCHECK {Test:[CMD-SHELL true] Interval:5s Timeout:0s StartPeriod:0s StartInterval:0s Retries:2}",
             "- MAINTAINER me",
-            "- ONBUILD COPY x /",
             "+ COPY --chown=1 a /b/ # buildkit",
         ]
     );
@@ -134,6 +139,87 @@ fn a_directory_as_base() {
     );
     let text = workspace.fails("FROM ./rotfs\n");
     assert!(text.starts_with("error: failed to open `./rotfs`: No such file or directory"), "{text}");
+}
+
+/// Images by reference and platform: `lib` for `linux/arm64` is `lib:arm64` in the store.
+struct ByArchitecture<'a>(&'a Workspace, Mutex<Vec<String>>);
+
+impl BaseImages for ByArchitecture<'_> {
+    fn resolve(&self, reference: &Reference, platform: &Platform) -> Result<Image, BaseImageError> {
+        self.1.lock().unwrap().push(format!("{} {platform}", reference.name()));
+        let named = format!("{}:{}", reference.name(), platform.architecture).parse().unwrap();
+        StoredImages(self.0.store.clone()).resolve(&named, platform)
+    }
+}
+
+#[test]
+fn sources_are_for_the_target_and_bases_for_what_from_says() {
+    let workspace = Workspace::new();
+    for architecture in ["amd64", "arm64"] {
+        workspace.file("f", architecture);
+        let mut options = workspace.options("FROM scratch\nCOPY f /\n");
+        options.platform = Platform::new("linux", architecture);
+        options.tags = vec![format!("lib:{architecture}").parse().unwrap()];
+        workspace.build_with(options).unwrap();
+    }
+    let text = "FROM --platform=linux/arm64 lib AS tool\nCOPY --from=lib /f /of-source\n\
+                FROM --platform=linux/arm64 scratch\nCOPY --from=tool / /\n";
+    let built = |text: &str, is_given: bool| {
+        let mut options = workspace.options(text);
+        options.platform_is_given = is_given;
+        let images = ByArchitecture(&workspace, Mutex::default());
+        let builder = Builder::new(workspace.store.clone(), &images, options);
+        let result = builder.build(&|_| {}).unwrap();
+        let outcome = kit::Outcome { result, events: Vec::new(), store: workspace.store.clone() };
+        let mut asked = images.1.into_inner().unwrap();
+        asked.sort();
+        (outcome, asked)
+    };
+    let (outcome, asked) = built(text, false);
+    let asked: Vec<_> = asked.iter().map(|line| line.rsplit('/').next().unwrap()).collect();
+    assert_eq!(asked, ["amd64", "arm64"]);
+    assert_eq!(outcome.listing(), ["f644 0:0 f = arm64", "f644 0:0 of-source = amd64"]);
+    // Nothing is for every platform.
+    assert_eq!(outcome.config().platform.to_string(), "linux/amd64");
+    // An image says what it is for: what was asked for, else what its base is for.
+    let text = "FROM --platform=linux/arm64 lib\n";
+    assert_eq!(built(text, false).0.config().platform.to_string(), "linux/arm64");
+    assert_eq!(built(text, true).0.config().platform.to_string(), "linux/amd64");
+}
+
+#[test]
+fn root_is_zero_without_a_look_up() {
+    let workspace = Workspace::new();
+    workspace.file("f", "f").file("etc/passwd", "admin:x:0:0::/:/\nroot:x:7:8::/:/\n");
+    let built = workspace.build(
+        "FROM scratch\nCOPY --chown=root f /a\nCOPY --chown=root:root f /b\nCOPY --chown=5:root f /c\n\
+         COPY --chown=:root f /d\nUSER root:root\nWORKDIR /e\nCOPY etc /etc\nCOPY --chown=root:root f /f\n\
+         COPY --chown=admin f /g\n",
+    );
+    let expected = [
+        "f644 0:0 a = f",
+        "f644 0:0 b = f",
+        "f644 5:0 c = f",
+        "f644 0:0 d = f",
+        "d755 0:0 e",
+        "d755 0:0 etc",
+    ];
+    assert_eq!(built.listing()[..6], expected);
+    assert_eq!(built.listing()[7..], ["f644 0:0 f = f", "f644 0:0 g = f"]);
+    assert_eq!(built.config().config.user, "root:root");
+}
+
+#[test]
+fn variables_that_are_empty_change_nothing() {
+    let workspace = Workspace::new();
+    workspace.file("f", "f");
+    let built = workspace.build(
+        "FROM scratch\nARG N\nWORKDIR /w\nWORKDIR $N\nUSER 5\nUSER $N\nCOPY f $N\n\
+         COPY --chown=$N --chmod=$N f /a\nWORKDIR sub\n",
+    );
+    let exec = built.config().config;
+    assert_eq!((exec.user.as_str(), exec.working_dir.as_str()), ("", "/w/sub"));
+    assert_eq!(built.listing(), ["f644 0:0 a = f", "d755 0:0 w", "f644 0:0 w/f = f", "d755 0:0 w/sub"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use rimg_formats::descriptor::Descriptor;
 use rimg_formats::digest::Digest;
 use rimg_formats::platform::Platform;
-use rimg_formats::reference::Reference;
+use rimg_formats::reference::{Reference, Tag};
 use rimg_formats::store::Store;
 use rimg_formats::transfer::{
     CopyOptions, Event, Platforms, RepositorySink, TransferError, Version, copy_image,
@@ -64,9 +64,21 @@ pub(crate) fn pull(
     remote: &RemoteArgs,
     display: &Display,
 ) -> Result<Descriptor, Failure> {
+    let tags = if reference.digest.is_some() { Vec::new() } else { vec![reference.tag_or_latest()] };
+    pull_as(store, reference, tags, platforms, remote, display)
+}
+
+/// Pulls an image into the store and points `tags` of its repository at it.
+pub(crate) fn pull_as(
+    store: &Store,
+    reference: &Reference,
+    tags: Vec<Tag>,
+    platforms: Platforms,
+    remote: &RemoteArgs,
+    display: &Display,
+) -> Result<Descriptor, Failure> {
     let client = Client::new(remote.client_options());
     let source = client.repository(reference);
-    let tags = if reference.digest.is_some() { Vec::new() } else { vec![reference.tag_or_latest()] };
     let sink = RepositorySink::new(store.repository(&reference.name()), tags);
     let bars = Bars::new(display);
     let on_event = |event| bars.show(event);

@@ -8,6 +8,7 @@ mod crash;
 mod damage;
 mod http;
 mod images;
+mod inputs;
 mod interrupt;
 mod leftovers;
 mod platforms;

@@ -8,23 +8,24 @@ use std::path::Path;
 use rimg_formats::archive::{LoadOptions, load};
 use rimg_formats::digest::Digest;
 use rimg_formats::layout::LayoutSource;
+use rimg_formats::platform::Platform;
 use rimg_formats::reference::{ImageName, RepositoryName, Tag};
 use rimg_formats::store::{Image, Store};
 use rimg_formats::transfer::{CopyOptions, Platforms, RepositorySink, TransferError, Version, copy_image};
 
 use crate::diagnostic::Diagnostic;
 use crate::engine::{Build, BuildError};
-use crate::plan::{OciLayout, Stage};
+use crate::plan::OciLayout;
 use crate::source::Span;
 
 /// The repository that images from layouts are kept in, without tags: they are there as long as a build needs them.
 const REPOSITORY: &str = "imported";
 
-/// Copies the image into the store, unless it is there.
+/// Copies the image for `platform` into the store, unless it is there.
 pub(crate) fn import(
     build: &Build<'_>,
-    stage: &Stage,
     layout: &OciLayout,
+    platform: &Platform,
     span: Span,
 ) -> Result<Image, BuildError> {
     let place = build.local_path(&layout.path);
@@ -36,8 +37,7 @@ pub(crate) fn import(
     } else {
         from_archive(build.store, &place, layout).map_err(|error| failed(&error))?
     };
-    let platform = build.platform_of(stage).parse().map_err(|error| failed(&error))?;
-    let image = build.store.image(&digest, Some(&platform)).map_err(|error| failed(&error))?;
+    let image = build.store.image(&digest, Some(platform)).map_err(|error| failed(&error))?;
     if !image.config.config.on_build.is_empty() {
         let error = Diagnostic::not_supported(span, "a base with ONBUILD triggers in an OCI layout");
         return Err(error.help("`rimg load` it and name it as an image").into());

@@ -45,6 +45,19 @@ pub(crate) fn look_up_owner(text: &str, root: &dyn SourceTree) -> Result<(u64, u
     Ok((uid, gid))
 }
 
+/// The user and the group 0, in every image.
+const ROOT: &str = "root";
+
+/// What a RUN step is started as. Where the runner looks names up in the image's files, as an engine does for
+/// containers, `root` is 0 for builds.
+pub(crate) fn without_root(user: &str) -> String {
+    let number = |name: &str| if name == ROOT { "0".to_owned() } else { name.to_owned() };
+    match user.split_once(':') {
+        Some((user, group)) => format!("{}:{}", number(user), number(group)),
+        None => number(user),
+    }
+}
+
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
@@ -52,6 +65,10 @@ const GROUP: &str = "/etc/group";
 fn look_up(name: &str, file: &'static str, root: &dyn SourceTree) -> Result<Option<(u64, u64)>, OwnerError> {
     if name.bytes().all(|byte| byte.is_ascii_digit()) {
         return Ok(parse_id(name).map(|id| (id, id)));
+    }
+    // In BuildKit as well: images without these files, or with another name for 0, have a root too.
+    if name == ROOT {
+        return Ok(Some((0, 0)));
     }
     let path = LayerPath::parse(file).expect("the constants are clean paths");
     let bytes = read_small_file(root, &path).map_err(|error| OwnerError::Read(file, error))?;
@@ -95,6 +112,8 @@ mod tests {
         for (name, ids) in table {
             assert_eq!(find_ids(passwd, name), ids, "{name}");
         }
+        let without = ["root", "root:root", "a:root", "root:1", "", "a"].map(without_root);
+        assert_eq!(without, ["0", "0:0", "a:0", "0:1", "", "a"]);
         for (text, id) in
             [("0", Some(0)), ("4294967294", Some(4_294_967_294)), ("4294967295", None), ("+1", None)]
         {

@@ -40,7 +40,7 @@ pub(crate) fn copy(
         }
         Ok(())
     })?;
-    make(run, step, plan, "COPY", transfer, id)
+    make(run, step, plan, if parents { "COPY --parents" } else { "COPY" }, transfer, id)
 }
 
 /// ADD: as COPY, but archives are unpacked.
@@ -177,7 +177,7 @@ fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
     diagnostic.into()
 }
 
-/// Makes the layer of a planned COPY or ADD.
+/// Makes the layer of a planned COPY or ADD; `name` is how its line of history begins.
 fn make(
     run: &mut StageRun<'_>,
     step: &Step,
@@ -190,9 +190,14 @@ fn make(
     let mut words = vec![name.to_owned()];
     words.extend(transfer.chown.iter().map(|chown| format!("--chown={}", chown.text)));
     words.extend(transfer.chmod.iter().map(|chmod| format!("--chmod={}", chmod.text)));
-    words.extend(transfer.sources.iter().map(|source| match source {
-        ExpandedSource::Path(path) => path.text.clone(),
-        ExpandedSource::File { name, .. } => format!("<<{name}"),
+    // Here-documents come last, wherever they are written.
+    words.extend(transfer.sources.iter().filter_map(|source| match source {
+        ExpandedSource::Path(path) => Some(path.text.clone()),
+        ExpandedSource::File { .. } => None,
+    }));
+    words.extend(transfer.sources.iter().filter_map(|source| match source {
+        ExpandedSource::Path(_) => None,
+        ExpandedSource::File { name, .. } => Some(format!("<<{name}")),
     }));
     words.push(transfer.destination.text.clone());
     run.take(&outcome, format!("{} # buildkit", words.join(" ")))?;

@@ -54,6 +54,8 @@ pub struct BuildOptions {
     pub threads: usize,
     /// What the image runs on.
     pub platform: Platform,
+    /// Whether [`BuildOptions::platform`] was asked for. The configuration names it then, whatever the base is for.
+    pub platform_is_given: bool,
     /// Secrets by id.
     pub secrets: BTreeMap<String, Vec<u8>>,
 }
@@ -89,8 +91,35 @@ impl BuildOptions {
             compression: LayerCompression::GZIP_DEFAULT,
             threads: 0,
             platform: Platform::host(),
+            platform_is_given: false,
             secrets: BTreeMap::new(),
         }
+    }
+
+    /// The defaults, for a context directory and a Buildfile from elsewhere.
+    ///
+    /// # Errors
+    /// See [`InputError`].
+    pub fn for_context_and(context: &Path, buildfile: SourceFile) -> Result<BuildOptions, InputError> {
+        let mut options = BuildOptions::new(buildfile);
+        options.ignore = ignore_file(context)?.unwrap_or_default();
+        options.context = Some(context.to_owned());
+        Ok(options)
+    }
+
+    /// The files that [`BuildOptions::for_context`] may read.
+    pub(crate) fn files_of(context: &Path, file: Option<&Path>) -> Vec<PathBuf> {
+        let buildfiles = match file {
+            Some(file) => vec![file.to_owned()],
+            None => BUILDFILE_NAMES.map(|name| context.join(name)).to_vec(),
+        };
+        let own_ignores = buildfiles.iter().map(|path| {
+            let mut name = path.clone().into_os_string();
+            name.push(".dockerignore");
+            PathBuf::from(name)
+        });
+        let own_ignores: Vec<PathBuf> = own_ignores.collect();
+        buildfiles.into_iter().chain(own_ignores).chain([context.join(".dockerignore")]).collect()
     }
 
     /// The defaults, for a context directory: its Buildfile and its ignore file are read. `file` names another
@@ -132,6 +161,9 @@ pub enum InputError {
     /// The Buildfile is no text.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// A context that came as a tar is wrong.
+    #[error("the context on standard input: {0}")]
+    Archive(String),
     /// The ignore file is wrong.
     #[error("{}: {source}", path.display())]
     Ignore {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rimg_formats::platform::Platform;
 use rimg_formats::store::Image;
 
 use super::Build;
@@ -16,7 +17,6 @@ use crate::context::{DiskTree, Owners, without_number};
 use crate::diagnostic::Diagnostic;
 use crate::layer_tree::LayerTree;
 use crate::plan::CopySource;
-use crate::plan::Stage;
 use crate::source::Span;
 use crate::source_tree::SourceTree;
 
@@ -35,7 +35,7 @@ pub(crate) fn source_tree(
             Ok(Arc::new(run.results.get(*stage).tree.called(&format!("stage `{name}`"))))
         }
         CopySource::Image(name) => {
-            let layers = layers_of(build.image(run.stage, name));
+            let layers = layers_of(build.image(name, build.platform_of_sources()));
             Ok(Arc::new(LayerTree::new(&format!("image `{name}`"), build.store, &layers)?))
         }
         CopySource::Path(path) => {
@@ -47,7 +47,7 @@ pub(crate) fn source_tree(
             Ok(Arc::new(tree.with_ignore(ignore.unwrap_or_default())))
         }
         CopySource::OciLayout(layout) => {
-            let image = base::layout::import(build, run.stage, layout, span)?;
+            let image = base::layout::import(build, layout, build.platform_of_sources(), span)?;
             let name = format!("`oci:{}`", layout.path);
             Ok(Arc::new(LayerTree::new(&name, build.store, &layers_of(&image))?))
         }
@@ -112,9 +112,7 @@ impl Build<'_> {
     }
 
     /// `FROM scratch`, and what directories and tars start from.
-    pub(crate) fn scratch(&self, stage: &Stage) -> Result<ImageState, BuildError> {
-        let text = self.platform_of(stage);
-        let platform = text.parse().map_err(|error| BuildError::at(stage.from.span, format!("{error}")))?;
-        Ok(ImageState::scratch(platform, self.options.epoch))
+    pub(crate) fn scratch(&self, platform: &Platform) -> ImageState {
+        ImageState::scratch(platform.clone(), self.options.epoch)
     }
 }

@@ -105,18 +105,22 @@ fn begin<'a>(
     let epoch = build.options.epoch;
     let mut outcome = None;
     let (mut image, parent) = match &stage.base {
-        Base::Scratch => (build.scratch(stage)?, None),
+        // Nothing is for every platform, so `FROM --platform=… scratch` is as if it said none.
+        Base::Scratch => (build.scratch(&build.options.platform), None),
         Base::Stage(parent) => {
             let parent = results.get(*parent);
             (ImageState::from_stage(&parent.image), Some(parent))
         }
-        Base::Image(name) => (ImageState::from_image(build.image(stage, name).clone(), epoch), None),
+        Base::Image(name) => {
+            let image = build.image(name, build.platform_of(stage));
+            (ImageState::from_image(image.clone(), epoch), None)
+        }
         Base::OciLayout(layout) => {
-            let image = base::layout::import(build, stage, layout, span)?;
+            let image = base::layout::import(build, layout, build.platform_of(stage), span)?;
             (ImageState::from_image(image, epoch), None)
         }
         Base::Path(path) => {
-            let mut image = build.scratch(stage)?;
+            let mut image = build.scratch(build.platform_of(stage));
             let found = base::local::make(build, StepId { stage: stage.number, step: 0 }, path, span)?;
             image.add_step(found.layer.clone(), format!("FROM {}", path.name));
             outcome = Some(found);

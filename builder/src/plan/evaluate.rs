@@ -13,7 +13,6 @@ use crate::syntax::{
     ArgDeclaration, Command, Healthcheck, Heredoc, Instruction, InstructionKind, KeyValue, Run, Transfer,
     TransferSource, Word, check_choice, check_mode,
 };
-use std::collections::BTreeSet;
 
 /// One expansion of one instruction.
 pub(super) struct Evaluation<'a> {
@@ -40,7 +39,7 @@ impl<'a> Evaluation<'a> {
         Ok(match &instruction.kind {
             InstructionKind::Add(add) => Expanded::Add(ExpandedAdd {
                 transfer: self.transfer(&add.transfer)?,
-                checksum: self.option(&add.checksum)?,
+                checksum: self.optional(&add.checksum)?,
                 keep_git_dir: add.keep_git_dir,
                 unpack: add.unpack,
             }),
@@ -67,12 +66,12 @@ impl<'a> Evaluation<'a> {
             InstructionKind::Run(run) => Expanded::Run(self.run(run)?),
             InstructionKind::Shell(words) => Expanded::Shell(texts(words)),
             InstructionKind::Stopsignal(word) => Expanded::Stopsignal(self.signal(word)?),
-            InstructionKind::User(word) => Expanded::User(self.filled(word, "USER")?),
+            InstructionKind::User(word) => Expanded::User(self.text(word)?),
             InstructionKind::Volume(words) => {
                 let paths = words.iter().map(|word| self.filled(word, "VOLUME"));
                 Expanded::Volume(paths.collect::<Result<_>>()?)
             }
-            InstructionKind::Workdir(word) => Expanded::Workdir(self.filled(word, "WORKDIR")?),
+            InstructionKind::Workdir(word) => Expanded::Workdir(self.text(word)?),
         })
     }
 
@@ -112,6 +111,11 @@ impl<'a> Evaluation<'a> {
 
     fn option(&mut self, word: &Option<Word>) -> Result<Option<Word>> {
         word.as_ref().map(|word| self.word(word)).transpose()
+    }
+
+    /// As [`Evaluation::option`]; a value that comes out empty is as good as none.
+    fn optional(&mut self, word: &Option<Word>) -> Result<Option<Word>> {
+        Ok(self.option(word)?.filter(|word| !word.text.is_empty()))
     }
 
     /// The expanded text, which must not be empty.
@@ -162,22 +166,23 @@ impl<'a> Evaluation<'a> {
     }
 
     fn expose(&mut self, words: &[Word]) -> Result<Vec<String>> {
-        let (mut ports, mut named) = (BTreeSet::new(), 0);
+        let mut ports = Vec::new();
+        // Sorted as they are written, before variables are filled in: so the history has them.
+        let mut words: Vec<&Word> = words.iter().collect();
+        words.sort_by(|one, other| one.text.cmp(&other.text));
         for word in words {
             let (_, texts) = self.fill(word, true)?;
             for text in texts {
-                let parsed = ports::parse(&text, word.span, &mut self.warnings)?;
-                named += parsed.len();
-                if named > PORTS_MAX {
+                ports.extend(ports::parse(&text, word.span, &mut self.warnings)?);
+                if ports.len() > PORTS_MAX {
                     return Err(Diagnostic::error(
                         word.span,
                         format!("EXPOSE names more than {PORTS_MAX} ports"),
                     ));
                 }
-                ports.extend(parsed);
             }
         }
-        Ok(ports.into_iter().collect())
+        Ok(ports)
     }
 
     fn signal(&mut self, word: &Word) -> Result<String> {
@@ -197,27 +202,27 @@ impl<'a> Evaluation<'a> {
                 TransferSource::Heredoc(heredoc) => self.file(heredoc)?,
             });
         }
-        let destination = self.word(&transfer.destination).map_err(blank_in_path)?;
+        let mut destination = self.word(&transfer.destination).map_err(blank_in_path)?;
         if destination.text.is_empty() {
-            return Err(Diagnostic::error(
-                destination.span,
-                "the destination is empty after variables were filled in",
-            ));
+            "./".clone_into(&mut destination.text);
         }
         if sources.len() > 1 && !is_directory(&destination.text) {
             return Err(Diagnostic::error(destination.span, "several sources want a directory")
                 .label("does not end in `/`")
                 .help(format!("write `{}/`", destination.text)));
         }
-        let chmod = self.option(&transfer.chmod)?;
+        let chmod = self.optional(&transfer.chmod)?;
         chmod.as_ref().map(check_mode).transpose()?;
+        let mut excludes =
+            transfer.excludes.iter().map(|word| self.word(word)).collect::<Result<Vec<_>>>()?;
+        excludes.retain(|pattern| !pattern.text.is_empty());
         Ok(ExpandedTransfer {
             sources,
             destination,
-            chown: self.option(&transfer.chown)?,
+            chown: self.optional(&transfer.chown)?,
             chmod,
             link: transfer.link,
-            excludes: transfer.excludes.iter().map(|word| self.word(word)).collect::<Result<_>>()?,
+            excludes,
         })
     }
 
@@ -263,7 +268,7 @@ fn blank_in_path(error: Diagnostic) -> Diagnostic {
 fn run_command(run: &Run) -> RunCommand {
     match (&run.command, run.heredocs.as_slice()) {
         (Command::Exec(words), _) => RunCommand::Exec(texts(words)),
-        (Command::Shell(text), [only]) if text.text.split_whitespace().count() == 1 => {
+        (Command::Shell(text), [only]) if only.is_all_of(&text.text) => {
             match only.content.starts_with("#!") {
                 true => RunCommand::Script { name: only.name.clone(), content: only.content.clone() },
                 false => RunCommand::Shell(only.content.clone()),

@@ -18,7 +18,7 @@ pub enum Expanded {
     Entrypoint(ExpandedCommand),
     /// ENV: pairs in the order of the text.
     Env(Vec<(String, String)>),
-    /// EXPOSE: `port/protocol`, sorted, ranges written out.
+    /// EXPOSE: `port/protocol`, in the order of the history, ranges written out.
     Expose(Vec<String>),
     /// HEALTHCHECK
     Healthcheck(ExpandedHealthcheck),
@@ -34,11 +34,11 @@ pub enum Expanded {
     Shell(Vec<String>),
     /// STOPSIGNAL
     Stopsignal(String),
-    /// USER: `user[:group]`
+    /// USER: `user[:group]`; empty for root.
     User(String),
     /// VOLUME: paths as written.
     Volume(Vec<String>),
-    /// WORKDIR: the path as written, absolute or relative to the previous one.
+    /// WORKDIR: the path as written, absolute or relative to the previous one; empty for the previous one itself.
     Workdir(String),
 }
 

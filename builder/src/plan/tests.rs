@@ -283,7 +283,13 @@ fn instructions_get_their_final_form() {
         ),
         ("ENV legacy $X  \"y\"", Expanded::Env(vec![("legacy".into(), "ex  y".into())])),
         ("LABEL \"a $X\"=1", Expanded::Label(vec![("a ex".into(), "1".into())])),
-        ("EXPOSE 80 $N-8001/UDP 80/tcp", Expanded::Expose(strings(&["80/tcp", "8000/udp", "8001/udp"]))),
+        (
+            "EXPOSE 80 $N-8001/UDP 80/tcp",
+            Expanded::Expose(strings(&["8000/udp", "8001/udp", "80/tcp", "80/tcp"])),
+        ),
+        ("USER $NONE", Expanded::User(String::new())),
+        ("USER \"\"", Expanded::User(String::new())),
+        ("WORKDIR $NONE", Expanded::Workdir(String::new())),
         ("VOLUME /a$X /b", Expanded::Volume(strings(&["/aex", "/b"]))),
         ("USER $X:1", Expanded::User("ex:1".into())),
         ("WORKDIR /$TWO", Expanded::Workdir("/a b".into())),
@@ -352,18 +358,59 @@ fn copies_with_everything() {
 }
 
 #[test]
+fn an_option_that_comes_out_empty_is_none() {
+    let text = "ADD --chown=$N --chmod=$N --exclude=$N --checksum=$N a $N";
+    let Expanded::Add(add) = last(&format!("FROM a\n{text}"), &[]) else { panic!("no ADD") };
+    assert_eq!((add.checksum, add.transfer.chown, add.transfer.chmod), (None, None, None));
+    assert_eq!((add.transfer.excludes.len(), add.transfer.destination.text.as_str()), (0, "./"));
+    // The same where nothing stands there.
+    let text = "COPY --from= --chown= --chmod= --exclude= a \"\"";
+    let Expanded::Copy(copy) = last(&format!("FROM a\n{text}"), &[]) else { panic!("no COPY") };
+    assert_eq!((copy.transfer.chown, copy.transfer.chmod), (None, None));
+    assert_eq!((copy.transfer.excludes.len(), copy.transfer.destination.text.as_str()), (0, "./"));
+    let text = "HEALTHCHECK --interval= --retries= CMD true";
+    let Expanded::Healthcheck(ExpandedHealthcheck::Command { interval, retries, .. }) =
+        last(&format!("FROM a\n{text}"), &[])
+    else {
+        panic!("no HEALTHCHECK")
+    };
+    assert_eq!((interval, retries), (None, None));
+}
+
+#[test]
+fn a_blank_may_stand_behind_the_operator_of_a_here_document() {
+    let command = |text: &str| match last(&format!("FROM a\n{text}"), &[]) {
+        Expanded::Run(run) => run.command,
+        other => panic!("{other:?}"),
+    };
+    let shell = |text: &str| RunCommand::Shell(text.into());
+    assert_eq!(command("RUN << EOF\na\nb\nEOF\n"), shell("a\nb\n"));
+    assert_eq!(command("RUN <<\tEOF\na\nEOF\n"), shell("a\n"));
+    assert_eq!(command("RUN <<-  'EOF'\n\ta\n\tEOF\n"), shell("a\n"));
+    let script = RunCommand::Script { name: "X".into(), content: "#!/bin/x\n".into() };
+    assert_eq!(command("RUN << X\n#!/bin/x\nX\n"), script);
+    let whole = "cat << \"EOF\" > /f\na\nEOF";
+    assert_eq!(command("RUN cat << \"EOF\" > /f\na\nEOF\n"), shell(whole));
+    assert_eq!(command("RUN cat 3<< A <<B\na\nA\nb\nB\n"), shell("cat 3<< A <<B\na\nA\nb\nB"));
+    // Shifts stay what they are.
+    assert_eq!(command("RUN echo $((1 << 3))"), shell("echo $((1 << 3))"));
+    assert_eq!(command("RUN echo $(( 1 << 3 ))\nRUN echo 3"), shell("echo 3"));
+    assert_eq!(command("RUN echo $((x << y))"), shell("echo $((x << y))"));
+    let text = refused("FROM a\nCOPY << EOF /x\nbody\nEOF\n");
+    let expected = "error: a blank stands behind `<<`\n --> Buildfile:2:6";
+    assert!(text.starts_with(expected) && text.matches("error:").count() == 1, "{text}");
+}
+
+#[test]
 fn expansion_fails_at_the_word() {
     let table = [
         ("COPY \"a b\" /c/", "unclosed double quote", 12..14),
-        ("ADD a $NOPE", "the destination is empty after variables were filled in", 13..18),
         ("COPY a b $NOPE/c", "several sources want a directory", 16..23),
-        ("COPY --chmod=$NOPE a b", "invalid mode `` for `--chmod`", 20..25),
         ("ENV A=1 $NOPE=2", "the key is empty after variables were filled in", 15..20),
         ("EXPOSE 80 x", "invalid port `x`", 17..18),
         ("EXPOSE 9-8", "invalid port `9-8`", 14..17),
         ("EXPOSE 80/icmp", "unknown protocol `icmp`", 14..21),
         ("STOPSIGNAL SIGNOPE", "unknown signal `SIGNOPE`", 18..25),
-        ("USER $NOPE", "USER is empty after variables were filled in", 12..17),
         ("WORKDIR ${NOPE?no}", "NOPE: no", 15..25),
         ("RUN --network=${NOPE:-x} y", "invalid value `x` for `--network`", 21..31),
         ("ENV A=${A", "missing `}` in `${…}`", 13..16),

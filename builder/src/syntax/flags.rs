@@ -61,6 +61,22 @@ impl Flags {
         self.value(flag).map(|(value, _)| value)
     }
 
+    /// As [`Flags::text`], of a flag that may as well be left out: `--name=` says nothing.
+    pub(crate) fn optional(&mut self, name: &'static str) -> Option<Word> {
+        let flag = self.take_one(name)?;
+        match &flag.value {
+            Some(value) if value.text.is_empty() => None,
+            _ => self.value(flag).map(|(value, _)| value),
+        }
+    }
+
+    /// As [`Flags::list`], without the empty values.
+    pub(crate) fn optional_list(&mut self, name: &'static str) -> Vec<Word> {
+        let is_empty = |flag: &Flag| flag.value.as_ref().is_some_and(|value| value.text.is_empty());
+        let taken: Vec<Flag> = self.take(name).into_iter().filter(|flag| !is_empty(flag)).collect();
+        taken.into_iter().filter_map(|flag| self.value(flag)).map(|(value, _)| value).collect()
+    }
+
     /// `--name=value`, any number, each with the place of the whole flag.
     pub(crate) fn list(&mut self, name: &'static str) -> Vec<(Word, Span)> {
         self.take(name).into_iter().filter_map(|flag| self.value(flag)).collect()

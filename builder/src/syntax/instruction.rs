@@ -155,9 +155,10 @@ impl<'a> Parser<'a> {
                 }
             }
         };
-        // A wrong flag explains whatever else is missing.
+        // A wrong flag or here-document explains whatever else is missing.
         let flag_errors = flags.finish(name);
-        self.errors.extend(failure.filter(|_| flag_errors.is_empty()));
+        let is_explained = !flag_errors.is_empty() || self.errors.len() > errors_before;
+        self.errors.extend(failure.filter(|_| !is_explained));
         self.errors.extend(flag_errors);
         if self.errors.len() > errors_before {
             return None;
@@ -176,6 +177,15 @@ impl<'a> Parser<'a> {
         }
         let mut heredocs = Vec::new();
         for marker in heredoc::markers(rest, self.lines.escape) {
+            if marker.is_spaced && !self.lines.has_line_ahead(&marker.name, marker.strip_tabs) {
+                continue;
+            }
+            if marker.is_spaced && name != "RUN" {
+                self.errors.push(
+                    Diagnostic::error(marker.span, "a blank stands behind `<<`")
+                        .help(format!("write `<<{}` to begin a here-document", marker.name)),
+                );
+            }
             match self.lines.heredoc_body(marker) {
                 Ok(heredoc) => heredocs.push(heredoc),
                 // What follows in the file can no longer be told from the bodies.

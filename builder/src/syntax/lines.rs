@@ -2,6 +2,8 @@
 //!
 //! What a logical line means is left to [`super::instruction`].
 
+use std::collections::HashMap;
+
 use super::heredoc::{Heredoc, HeredocMarker};
 use super::text::LineText;
 use crate::diagnostic::Diagnostic;
@@ -14,6 +16,8 @@ pub(crate) struct Lines<'a> {
     next: usize,
     pub(crate) escape: char,
     origin: Option<Span>,
+    /// The last line of each text, with and without the tabs before it; made when it is first asked for.
+    last_lines: Option<[HashMap<&'a str, usize>; 2]>,
 }
 
 /// A physical line: where it starts and its text without the line end.
@@ -25,7 +29,7 @@ pub(crate) struct PhysicalLine<'a> {
 
 impl<'a> Lines<'a> {
     pub(crate) fn new(source: &'a SourceFile, escape: char, origin: Option<Span>) -> Lines<'a> {
-        Lines { source, next: 1, escape, origin }
+        Lines { source, next: 1, escape, origin, last_lines: None }
     }
 
     /// The next physical line, which stays the next one.
@@ -43,6 +47,19 @@ impl<'a> Lines<'a> {
 
     pub(crate) fn advance(&mut self) {
         self.next += 1;
+    }
+
+    /// Whether `text` makes up a line that has not been read, the tabs before it apart if `strip_tabs`.
+    pub(crate) fn has_line_ahead(&mut self, text: &str, strip_tabs: bool) -> bool {
+        let source = self.source;
+        let lines = self.last_lines.get_or_insert_with(|| {
+            let lines = || (1..=source.line_count()).map(|number| (source.line(number), number));
+            [
+                lines().collect(),
+                lines().map(|(line, number)| (line.trim_start_matches('\t'), number)).collect(),
+            ]
+        });
+        lines[usize::from(strip_tabs)].get(text).is_some_and(|last| *last >= self.next)
     }
 
     /// The next logical line that is neither blank nor a comment.

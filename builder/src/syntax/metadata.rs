@@ -153,7 +153,7 @@ pub(crate) fn healthcheck(arguments: Arguments<'_, '_>) -> Result<Healthcheck, D
 const DURATION_NANOSECONDS_MIN: i64 = 1_000_000;
 
 fn duration(flags: &mut Flags, name: &'static str) -> Option<Duration> {
-    let value = flags.text(name)?;
+    let value = flags.optional(name)?;
     match Duration::parse(&value.text) {
         Ok(duration) if duration.nanoseconds() == 0 || duration.nanoseconds() >= DURATION_NANOSECONDS_MIN => {
             return Some(duration);
@@ -165,7 +165,7 @@ fn duration(flags: &mut Flags, name: &'static str) -> Option<Duration> {
 }
 
 fn retries(flags: &mut Flags) -> Option<u32> {
-    let value = flags.text("retries")?;
+    let value = flags.optional("retries")?;
     let retries = value.text.parse::<u32>().ok().filter(|retries| i32::try_from(*retries).is_ok());
     if retries.is_none() {
         let message = format!("invalid value `{}` for `--retries`", value.text);

@@ -81,6 +81,11 @@ impl<'a> Piece<'a> {
         self.part(start, self.end - self.start)
     }
 
+    /// From the start of this part to the end of `last`, a later one of the same line.
+    pub(crate) fn to(&self, last: &Piece<'a>) -> Piece<'a> {
+        Piece { line: self.line, start: self.start, end: last.end }
+    }
+
     pub(crate) fn trim_start(&self) -> Piece<'a> {
         self.from(self.text().len() - self.text().trim_start().len())
     }

@@ -8,23 +8,23 @@ use super::words;
 use crate::diagnostic::Diagnostic;
 
 pub(crate) fn copy(mut arguments: Arguments<'_, '_>) -> Result<Copy, Diagnostic> {
-    let from = arguments.flags.text("from");
+    let from = arguments.flags.optional("from");
     let parents = arguments.flags.switch("parents");
     Ok(Copy { from, parents, transfer: transfer(&mut arguments)? })
 }
 
 pub(crate) fn add(mut arguments: Arguments<'_, '_>) -> Result<Add, Diagnostic> {
-    let checksum = arguments.flags.text("checksum");
+    let checksum = arguments.flags.optional("checksum");
     let keep_git_dir = arguments.flags.switch("keep-git-dir");
     let unpack = arguments.flags.switch("unpack");
     Ok(Add { checksum, keep_git_dir, unpack, transfer: transfer(&mut arguments)? })
 }
 
 fn transfer(arguments: &mut Arguments<'_, '_>) -> Result<Transfer, Diagnostic> {
-    let chown = arguments.flags.text("chown");
-    let chmod = arguments.flags.text("chmod");
+    let chown = arguments.flags.optional("chown");
+    let chmod = arguments.flags.optional("chmod");
     let link = arguments.flags.switch("link");
-    let excludes = arguments.flags.list("exclude").into_iter().map(|(value, _)| value).collect();
+    let excludes = arguments.flags.optional_list("exclude");
     if let Some(mode) = chmod.as_ref().filter(|mode| !mode.has_variables()) {
         check_mode(mode)?;
     }

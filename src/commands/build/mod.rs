@@ -2,7 +2,11 @@
 
 mod bases;
 mod contexts;
+mod csv;
+mod docker_flags;
+mod input;
 mod output;
+mod secrets;
 mod show;
 mod signals;
 
@@ -19,6 +23,7 @@ use rimg_formats::reference::Reference;
 use serde_json::json;
 
 use self::bases::StoreThenRegistry;
+use self::docker_flags::DockerFlags;
 use self::show::Steps;
 use super::remote::RemoteArgs;
 use crate::failure::{self, Context, Failure};
@@ -26,19 +31,16 @@ use crate::progress::{self, Display};
 use crate::session::Session;
 use crate::terminal::{colour_on_stderr, note, print_json, print_line};
 
-/// Largest secret: they are keys and tokens.
-const SECRET_BYTES_MAX: u64 = 500 << 10;
-
 /// Flags of `rimg build`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "The image's digest is the only line on standard output; progress goes to standard error."
 )]
 pub(crate) struct BuildArgs {
-    /// The folder that COPY and ADD read from
+    /// The folder that COPY and ADD read from; `-` reads a tar of it, or a Buildfile alone, from standard input
     #[arg(default_value = ".", value_name = "CONTEXT")]
     context: PathBuf,
-    /// The Buildfile [default: Buildfile, Dockerfile or Containerfile in the context]
+    /// The Buildfile, `-` for standard input [default: Buildfile, Dockerfile or Containerfile in the context]
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Name the image; may be given several times
@@ -99,6 +101,8 @@ pub(crate) struct BuildArgs {
     /// A secret for RUN --mount=type=secret: id=NAME,src=FILE or id=NAME,env=VARIABLE
     #[arg(long, value_name = "SPEC")]
     secret: Vec<String>,
+    #[command(flatten)]
+    docker: DockerFlags,
 }
 
 /// How layers are compressed.
@@ -125,7 +129,9 @@ enum Timestamps {
 }
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
-    let options = options(&args)?;
+    args.docker.check()?;
+    let (inputs, _received) = input::open(session, &args.context, args.file.as_deref())?;
+    let options = options(&args, inputs)?;
     let store = session.store()?;
     let source = options.buildfile.clone();
     let remote = RemoteArgs { plain_http: args.plain_http, parallel: 4, ..RemoteArgs::default() };
@@ -187,22 +193,14 @@ fn explain(error: &BuildError, source: &SourceFile) -> Failure {
     Failure::told(1)
 }
 
-fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
-    if args.context == Path::new("-") {
-        return Err(Failure::usage(
-            "a context on standard input is not supported yet: unpack it into a folder",
-        ));
-    }
-    if !args.context.is_dir() {
-        return Err(Failure::new(format!("the context `{}` is not a folder", args.context.display()))
-            .hint("give the folder that COPY reads from, such as `rimg build .`"));
-    }
-    let mut options = BuildOptions::for_context(&args.context, args.file.as_deref())?;
+/// What the flags and the inputs ask for.
+fn options(args: &BuildArgs, mut options: BuildOptions) -> Result<BuildOptions, Failure> {
     options.target = args.target.clone();
     options.tags = args.tag.clone();
     options.no_cache = args.no_cache;
     options.threads = args.threads.map_or(0, usize::from);
     options.platform = args.platform.clone().unwrap_or_else(Platform::host);
+    options.platform_is_given = args.platform.is_some();
     options.compression = compression(args)?;
     options.timestamps = match args.timestamps {
         Timestamps::Constant => rimg_builder::engine::Timestamps::Constant,
@@ -231,7 +229,8 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
         let (name, value) = label.split_once('=').unwrap_or((label, ""));
         options.labels.insert(name.to_owned(), value.to_owned());
     }
-    options.secrets = args.secret.iter().map(|spec| secret(spec)).collect::<Result<BTreeMap<_, _>, _>>()?;
+    options.secrets =
+        args.secret.iter().map(|spec| secrets::read(spec)).collect::<Result<BTreeMap<_, _>, _>>()?;
     Ok(options)
 }
 
@@ -249,39 +248,4 @@ fn compression(args: &BuildArgs) -> Result<LayerCompression, Failure> {
         (CompressionChoice::None, None) => LayerCompression::None,
         (CompressionChoice::None, Some(_)) => return Err(refuse(0)),
     })
-}
-
-/// `--secret id=NAME[,src=FILE|,env=VARIABLE]`, docker's grammar.
-fn secret(spec: &str) -> Result<(String, Vec<u8>), Failure> {
-    let (mut id, mut file, mut variable) = (None, None, None);
-    for field in spec.split(',') {
-        match field.split_once('=') {
-            Some(("id", value)) => id = Some(value.to_owned()),
-            Some(("src" | "source", value)) => file = Some(PathBuf::from(value)),
-            Some(("env", value)) => variable = Some(value.to_owned()),
-            Some(("type", "file" | "env")) => {}
-            _ => {
-                return Err(Failure::usage(format!(
-                    "`{field}` is not understood in --secret: use id=, src= or env="
-                )));
-            }
-        }
-    }
-    let id = id.filter(|id| !id.is_empty()).ok_or_else(|| Failure::usage("--secret needs id=NAME"))?;
-    if let Some(path) = file {
-        let shown = path.display();
-        let size = std::fs::metadata(&path).context(format!("failed to read the secret {shown}"))?.len();
-        if size > SECRET_BYTES_MAX {
-            return Err(Failure::new(format!(
-                "the secret {shown} has {size} bytes; at most {SECRET_BYTES_MAX} are taken"
-            )));
-        }
-        return Ok((id, std::fs::read(&path).context(format!("failed to read the secret {shown}"))?));
-    }
-    let variable = variable.unwrap_or_else(|| id.clone());
-    let value = std::env::var(&variable);
-    let missing = |_| {
-        Failure::new(format!("the secret `{id}` has neither src= nor an environment variable `{variable}`"))
-    };
-    Ok((id.clone(), value.map_err(missing)?.into_bytes()))
 }
