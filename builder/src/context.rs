@@ -6,7 +6,7 @@
 //! [`crate::source_tree::land`], which knows the tree's root.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,7 +18,7 @@ use rimg_formats::layer::{EntryKind, LayerPath, Mtime};
 use rimg_formats::store::cache::FileStamp;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
-use crate::ignore::IgnorePatterns;
+use crate::ignore::{IgnorePatterns, Inherited};
 use crate::source_tree::{Content, FileIdentity, SourceNode, SourceTree};
 use crate::stat_cache::stamp_of;
 
@@ -136,10 +136,37 @@ impl DiskTree {
         format!("`{start}…{end}` ({} bytes)", shown.len())
     }
 
-    fn hidden(&self, path: &LayerPath, is_directory: bool) -> bool {
-        let Some(ignore) = &self.0.ignore else { return false };
-        // A directory that is excluded stays visible as the way to what is included again below it.
-        !path.is_root() && is_excluded(ignore, path.as_bytes(), is_directory)
+    /// What the directory at `path` hands down to what is in it.
+    fn inherited_from(&self, path: &LayerPath) -> Inherited {
+        let ignore = self.0.ignore.as_ref();
+        ignore
+            .map(|ignore| ignore.inherited_from(&String::from_utf8_lossy(path.as_bytes())))
+            .unwrap_or_default()
+    }
+
+    /// Whether `path`, whose directory hands `above` down, is shown.
+    fn shown(&self, path: &LayerPath, is_directory: bool, above: &Inherited) -> Shown {
+        let Some(ignore) = self.0.ignore.as_ref().filter(|_| !path.is_root()) else { return Shown::Yes };
+        let text = String::from_utf8_lossy(path.as_bytes());
+        match ignore.matches(&text, above) {
+            false => Shown::Yes,
+            true if is_directory && ignore.may_match_below(&text, true) => Shown::OnTheWay,
+            true => Shown::No,
+        }
+    }
+
+    /// Whether something in the excluded directory at `path` is included again.
+    fn holds_something(&self, path: &LayerPath) -> io::Result<bool> {
+        let mut waiting = vec![path.clone()];
+        while let Some(directory) = waiting.pop() {
+            for (name, node) in self.children(&directory)? {
+                if !node.excluded {
+                    return Ok(true);
+                }
+                waiting.push(directory.join(&name).map_err(io::Error::other)?);
+            }
+        }
+        Ok(false)
     }
 
     /// The node of the name `name` in the open directory `parent`; `None` when there is none.
@@ -167,6 +194,7 @@ impl DiskTree {
             xattrs: BTreeMap::new(),
             unread,
             content,
+            excluded: false,
             identity: shared.then_some(identity),
             kind,
         }))
@@ -174,15 +202,12 @@ impl DiskTree {
 
     /// The nodes of names in an open directory, on all threads where there are many. A file that vanished since the
     /// directory was read was not there.
-    fn nodes(
-        &self,
-        parent: &OwnedFd,
-        names: &[(Vec<u8>, LayerPath)],
-    ) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
-        let look = |part: &[(Vec<u8>, LayerPath)]| -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
-            let node = |(name, path): &(Vec<u8>, LayerPath)| {
+    fn nodes(&self, parent: &OwnedFd, names: &[Name]) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
+        let look = |part: &[Name]| -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
+            let node = |Name { name, path, excluded }: &Name| {
                 let node = self.node(parent, OsStr::from_bytes(name), path);
-                node.map(|node| node.map(|node| (name.clone(), node))).transpose()
+                let excluded = *excluded;
+                node.map(|node| node.map(|node| (name.clone(), SourceNode { excluded, ..node }))).transpose()
             };
             part.iter().filter_map(node).collect()
         };
@@ -219,24 +244,35 @@ impl SourceTree for DiskTree {
             }
             Err(error) => return Err(error),
         };
-        let node = self.node(&opened, OsStr::from_bytes(name), path)?;
-        Ok(node.filter(|node| !self.hidden(path, node.is_directory())))
+        let Some(node) = self.node(&opened, OsStr::from_bytes(name), path)? else { return Ok(None) };
+        Ok(match self.shown(path, node.is_directory(), &self.inherited_from(&parent)) {
+            Shown::Yes => Some(node),
+            Shown::OnTheWay if self.holds_something(path)? => Some(SourceNode { excluded: true, ..node }),
+            Shown::OnTheWay | Shown::No => None,
+        })
     }
 
     fn children(&self, path: &LayerPath) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
         let directory = self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let above = self.inherited_from(path);
         let mut names = Vec::new();
         for entry in Dir::read_from(&directory).map_err(|errno| self.at(path, errno.into()))? {
             let entry = entry.map_err(|errno| self.at(path, errno.into()))?;
-            let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." {
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
                 continue;
             }
-            let child = path.join(name).map_err(|error| self.at(path, io::Error::other(error)))?;
-            if self.hidden(&child, entry.file_type() == FileType::Directory) {
-                continue;
-            }
-            names.push((name.to_vec(), child));
+            let child = path.join(name.to_bytes()).map_err(|error| self.at(path, io::Error::other(error)))?;
+            let is_directory = match entry.file_type() {
+                // Some file systems do not tell (readdir(3)).
+                FileType::Unknown => is_directory_at(&directory, name),
+                known => known == FileType::Directory,
+            };
+            let excluded = match self.shown(&child, is_directory, &above) {
+                Shown::No => continue,
+                shown => shown == Shown::OnTheWay,
+            };
+            names.push(Name { name: name.to_bytes().to_vec(), path: child, excluded });
         }
         let mut children = self.nodes(&directory, &names)?;
         children.sort_unstable_by(|left, right| left.0.cmp(&right.0));
@@ -252,9 +288,34 @@ impl SourceTree for DiskTree {
         if FileType::from_raw_mode(found.st_mode) == FileType::Socket {
             return Some(format!("`{path}` is a socket, which images cannot hold"));
         }
-        let excluded = self.0.ignore.as_ref()?.matches_or_parent(&path.to_string());
+        let excluded = self.0.ignore.as_ref()?.matches_from_root(&String::from_utf8_lossy(path.as_bytes()));
         excluded.then(|| format!("`{path}` exists, but .dockerignore excludes it"))
     }
+
+    fn is_cut_out(&self) -> bool {
+        true
+    }
+}
+
+/// Whether the rules of `.dockerignore` let a path be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    Yes,
+    /// A directory that is excluded, but may hold something that is not.
+    OnTheWay,
+    No,
+}
+
+/// A name in a directory that is to be looked at.
+struct Name {
+    name: Vec<u8>,
+    path: LayerPath,
+    excluded: bool,
+}
+
+fn is_directory_at(parent: &OwnedFd, name: &CStr) -> bool {
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+    stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
 /// A directory that is held open while the attributes of what is in it are read.
@@ -343,12 +404,6 @@ fn entry_kind(parent: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<Option<
         FileType::Fifo => EntryKind::Fifo,
         _ => return Ok(None),
     }))
-}
-
-/// Whether patterns exclude a path; a directory only when nothing below it is included again.
-pub(crate) fn is_excluded(patterns: &IgnorePatterns, path: &[u8], is_directory: bool) -> bool {
-    let path = String::from_utf8_lossy(path);
-    if is_directory { patterns.can_prune(&path) } else { patterns.matches_or_parent(&path) }
 }
 
 /// Whether an extended attribute belongs into an image. Labels of the host's security modules and overlayfs's own

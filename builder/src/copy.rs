@@ -1,17 +1,21 @@
-//! COPY, and ADD of plain files: from sources and a destination to a [`LayerPlan`], by BuildKit's rules.
+//! COPY and ADD: from sources and a destination to a [`LayerPlan`], by BuildKit's rules.
 //!
 //! 1. Each source is a path or glob in a tree; links in it are followed inside the tree, the last one included.
+//!    `--parents` keeps links, as it keeps the directories in front of a source: [`parents`].
 //! 2. A directory brings its *contents*; links met while walking it stay links.
 //! 3. The destination's links are followed inside the image. A file goes into it when it is a directory, is written
 //!    as one (`dir/`), or several files come; else it becomes the file of that name.
-//! 4. Directories that are missing on the way are made, 0755, owned as `--chown` says, else by root.
-//! 5. A file never replaces a directory, nor a directory anything else.
+//! 4. Directories that are missing on the way are made: with the permissions of an octal `--chmod`, else 0755, and
+//!    owned as `--chown` says, else by root.
+//! 5. A file never replaces a directory, nor a directory anything else. What an archive brings does: [`archive`].
 //!
 //! With `--link` the image below is taken to be empty (3 to 5).
 
+mod archive;
 pub(crate) mod destination;
 pub(crate) mod mode;
 pub(crate) mod owner;
+mod parents;
 mod sources;
 
 use std::io;
@@ -21,11 +25,12 @@ use rimg_formats::layer::{EntryKind, LayerPath, LayerPathError, Mtime};
 
 use self::destination::Destination;
 use self::mode::ModeChange;
-pub(crate) use self::sources::{Match, Missing, find_sources};
-use crate::context::is_excluded;
+pub(crate) use self::parents::find_with_parents;
+pub(crate) use self::sources::{BrokenLink, Match, Missing, find_sources};
 use crate::ignore::IgnorePatterns;
-use crate::layer_plan::{LayerPlan, NewDirectory, PlanConflict, children_of_all};
+use crate::layer_plan::{LayerPlan, NewDirectory, Over, PlanConflict};
 use crate::source_tree::{Content, SourceNode, SourceTree, land};
+use crate::tree_walk::{Wanted, walk};
 
 /// What flags of COPY and ADD say about the entries.
 #[derive(Clone, Debug, Default)]
@@ -36,8 +41,6 @@ pub(crate) struct CopyRules {
     pub(crate) mode: Option<ModeChange>,
     /// `--exclude`.
     pub(crate) excludes: Option<IgnorePatterns>,
-    /// `--parents`.
-    pub(crate) parents: bool,
 }
 
 /// Why a COPY cannot be planned.
@@ -46,6 +49,12 @@ pub(crate) enum CopyError {
     /// A source is not there.
     #[error("{0}")]
     Missing(Missing),
+    /// A source is a link that leads nowhere.
+    #[error("{0}")]
+    Broken(BrokenLink),
+    /// All of a source is left out by `--exclude`.
+    #[error("`--exclude` leaves nothing of `{0}`")]
+    Excluded(String),
     /// A source is no pattern.
     #[error("{0}")]
     Pattern(String),
@@ -92,15 +101,17 @@ impl CopyPlanner<'_> {
         several: bool,
     ) -> Result<(), CopyError> {
         self.plan.begin_source();
-        if self.rules.parents {
-            return self.add_with_parents(tree, found);
-        }
         if found.node.is_directory() {
-            let target = self.enter_destination()?;
-            return self.add_contents(tree, &found.path, &target);
+            let target = self.enter_destination(self.new_directory())?;
+            let wanted = Wanted { excluded: self.rules.excludes.as_ref(), ..Wanted::default() };
+            return walk(tree, &found.path, wanted, |found| {
+                self.put(target.join(found.inside.as_bytes())?, found.node)
+            });
         }
         let name = found.name.file_name().unwrap_or_default().to_vec();
-        if self.is_excluded(&name, false) {
+        let excluded =
+            |excludes: &IgnorePatterns| excludes.matches_from_root(&String::from_utf8_lossy(&name));
+        if self.rules.excludes.as_ref().is_some_and(excluded) {
             return Ok(());
         }
         self.add_file(&name, found.node, several)
@@ -121,18 +132,17 @@ impl CopyPlanner<'_> {
             xattrs: std::collections::BTreeMap::new(),
             unread: None,
             content: Content::Bytes(content),
+            excluded: false,
             identity: None,
         };
         self.add_file(name.as_bytes(), node, several)
     }
 
     fn add_file(&mut self, name: &[u8], node: SourceNode, several: bool) -> Result<(), CopyError> {
-        let landing = land(self.below, &self.destination.path)?;
-        let planned =
-            self.plan.get(&landing.path).is_some_and(|planned| planned.entry.kind == EntryKind::Directory);
-        let is_directory = planned || landing.node.as_ref().is_some_and(SourceNode::is_directory);
+        let landing = land(&self.image(), &self.destination.path)?;
+        let is_directory = landing.node.as_ref().is_some_and(SourceNode::is_directory);
         if self.destination.is_directory || is_directory || self.destination.path.is_root() {
-            let target = self.enter_destination()?;
+            let target = self.enter_destination(self.new_directory())?;
             return self.put(target.join(name)?, node);
         }
         if several {
@@ -145,92 +155,15 @@ impl CopyPlanner<'_> {
     }
 
     /// Plans the destination as a directory; returns where it is.
-    pub(crate) fn enter_destination(&mut self) -> Result<LayerPath, CopyError> {
-        let landing = land(self.below, &self.destination.path)?;
-        self.plan.ensure_directory(self.below, &landing.path, self.new_directory())?;
+    fn enter_destination(&mut self, new: NewDirectory) -> Result<LayerPath, CopyError> {
+        let landing = land(&self.image(), &self.destination.path)?;
+        self.plan.ensure_directory(self.below, &landing.path, new)?;
         Ok(landing.path)
     }
 
-    /// Plans everything in the directory `from` of `tree`. `--exclude` patterns speak about the way from there.
-    fn add_contents(
-        &mut self,
-        tree: &dyn SourceTree,
-        from: &LayerPath,
-        target: &LayerPath,
-    ) -> Result<(), CopyError> {
-        let mut waiting = vec![(from.clone(), target.clone(), LayerPath::root())];
-        while !waiting.is_empty() {
-            let directories = std::mem::take(&mut waiting);
-            for ((from, target, inside), children) in children_of_all(tree, directories, |(from, ..)| from) {
-                for (name, node) in children? {
-                    let inside = inside.join(&name)?;
-                    if self.is_excluded(inside.as_bytes(), node.is_directory()) {
-                        continue;
-                    }
-                    let (path, source) = (target.join(&name)?, from.join(&name)?);
-                    let is_directory = node.is_directory();
-                    self.put(path.clone(), node)?;
-                    if is_directory {
-                        waiting.push((source, path, inside));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Plans everything in an archive below the destination. A directory of the archive goes where the image has a
-    /// link to one: bases link `/lib` to `/usr/lib`, and archives bring files for either.
-    pub(crate) fn add_archive(&mut self, archive: &dyn SourceTree) -> Result<(), CopyError> {
-        self.plan.begin_source();
-        let mut waiting = vec![(LayerPath::root(), self.enter_destination()?)];
-        while let Some((from, target)) = waiting.pop() {
-            for (name, node) in archive.children(&from)? {
-                let (path, source) = (target.join(&name)?, from.join(&name)?);
-                if !node.is_directory() {
-                    self.put(path, node)?;
-                    continue;
-                }
-                let landing = land(self.below, &path)?;
-                if landing.path != path && landing.node.as_ref().is_some_and(SourceNode::is_directory) {
-                    self.plan.ensure_directory(self.below, &landing.path, self.new_directory())?;
-                    waiting.push((source, landing.path));
-                } else {
-                    self.put(path.clone(), node)?;
-                    waiting.push((source, path));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// `--parents`: the source keeps the directories in front of it, behind a `/./` if there is one.
-    fn add_with_parents(&mut self, tree: &dyn SourceTree, found: Match) -> Result<(), CopyError> {
-        let target = self.enter_destination()?;
-        let kept = found.name.strip_prefix(&found.pivot).unwrap_or_else(|| found.name.clone());
-        let mut way = LayerPath::root();
-        for name in kept.parent().unwrap_or_default().components() {
-            way = way.join(name)?;
-            let source = land(tree, &found.pivot.join(way.as_bytes())?)?;
-            let place = target.join(way.as_bytes())?;
-            let existing = self.plan.get(&place).is_some() || self.below.lookup(&place)?.is_some();
-            match source.node.filter(SourceNode::is_directory) {
-                Some(node) if !existing => self.put(place, node)?,
-                _ => self.plan.ensure_directory(self.below, &place, self.new_directory())?,
-            }
-        }
-        if self.is_excluded(kept.as_bytes(), found.node.is_directory()) {
-            return Ok(());
-        }
-        let place = target.join(kept.as_bytes())?;
-        let is_directory = found.node.is_directory();
-        if !place.is_root() && place != target {
-            self.put(place.clone(), found.node)?;
-        }
-        if is_directory {
-            self.add_contents(tree, &found.path, &place)?;
-        }
-        Ok(())
+    /// The image as it is with what has been planned.
+    fn image(&self) -> Over<'_> {
+        self.plan.over(self.below)
     }
 
     fn put(&mut self, path: LayerPath, mut node: SourceNode) -> Result<(), CopyError> {
@@ -241,12 +174,16 @@ impl CopyPlanner<'_> {
         Ok(self.plan.put(self.below, path, node, owner)?)
     }
 
-    fn is_excluded(&self, inside: &[u8], is_directory: bool) -> bool {
-        let Some(excludes) = &self.rules.excludes else { return false };
-        is_excluded(excludes, inside, is_directory)
+    /// How directories are made that are missing on the way.
+    fn new_directory(&self) -> NewDirectory {
+        let mode = match self.rules.mode {
+            Some(ModeChange::Set(mode)) => mode & 0o777,
+            Some(ModeChange::Symbolic(_)) | None => NewDirectory::DEFAULT.mode,
+        };
+        NewDirectory { mode, owner: self.owner() }
     }
 
-    fn new_directory(&self) -> NewDirectory {
-        NewDirectory { owner: self.rules.owner.unwrap_or((0, 0)), ..NewDirectory::DEFAULT }
+    fn owner(&self) -> (u64, u64) {
+        self.rules.owner.unwrap_or(NewDirectory::DEFAULT.owner)
     }
 }

@@ -1,5 +1,5 @@
-//! Globs of COPY and ADD sources: Go's `filepath.Match` (`*`, `?`, `[a-z]`, `[^…]`, `\` escapes),
-//! with `**` as an option; and the matcher that [`crate::ignore`] shares.
+//! Globs of COPY and ADD sources: Go's `filepath.Match` (`*`, `?`, `[a-z]`, `[^…]`, `\` escapes); and the matcher that
+//! [`crate::ignore`] shares, where `**` spans separators and a class may hold one, as in moby's patternmatcher.
 //!
 //! A pattern is followed along all its ways at once, so matching costs at most pattern length times
 //! path length, whatever a stranger writes.
@@ -81,8 +81,8 @@ pub(crate) enum Token {
     Optional,
     /// `**/`: any text that ends in `/`.
     Directories,
-    /// `[…]`, never `/`.
-    Class { negated: bool, ranges: Vec<(char, char)> },
+    /// `[…]`; with `separators` also `/`, where the class holds it.
+    Class { negated: bool, separators: bool, ranges: Vec<(char, char)> },
 }
 
 /// A sequence of tokens.
@@ -116,7 +116,7 @@ impl Matcher {
                 }
                 '*' => Token::Star,
                 '?' => Token::Any,
-                '[' => class(&mut characters).ok_or_else(bad)?,
+                '[' => class(&mut characters, double_star).ok_or_else(bad)?,
                 '\\' => Token::Literal(characters.next().ok_or_else(bad)?),
                 other => Token::Literal(other),
             };
@@ -146,10 +146,11 @@ impl Matcher {
     /// The states after `path`; `None` as soon as there is none left.
     fn run(&self, path: &str) -> Option<Vec<bool>> {
         let mut states = vec![false; self.tokens.len() + 1];
+        let mut after = states.clone();
         states[0] = true;
         self.pass_empty(&mut states);
         for character in path.chars() {
-            let mut after = vec![false; states.len()];
+            after.fill(false);
             for (index, token) in self.tokens.iter().enumerate().filter(|(index, _)| states[*index]) {
                 match token {
                     Token::Optional => {}
@@ -161,13 +162,13 @@ impl Matcher {
                     Token::Star => after[index] |= character != '/',
                     Token::Any => after[index + 1] |= character != '/',
                     Token::Literal(literal) => after[index + 1] |= *literal == character,
-                    Token::Class { negated, ranges } => {
+                    Token::Class { negated, separators, ranges } => {
                         let inside = ranges.iter().any(|(low, high)| (*low..=*high).contains(&character));
-                        after[index + 1] |= character != '/' && inside != *negated;
+                        after[index + 1] |= inside != *negated && (*separators || character != '/');
                     }
                 }
             }
-            states = after;
+            std::mem::swap(&mut states, &mut after);
             self.pass_empty(&mut states);
             if !states.contains(&true) {
                 return None;
@@ -196,12 +197,12 @@ impl Token {
 }
 
 /// The class behind `[`.
-fn class(characters: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<Token> {
+fn class(characters: &mut std::iter::Peekable<std::str::Chars<'_>>, separators: bool) -> Option<Token> {
     let negated = characters.next_if_eq(&'^').is_some();
     let mut ranges = Vec::new();
     loop {
         if !ranges.is_empty() && characters.next_if_eq(&']').is_some() {
-            return Some(Token::Class { negated, ranges });
+            return Some(Token::Class { negated, separators, ranges });
         }
         let low = class_character(characters)?;
         let high = match characters.next_if_eq(&'-') {
@@ -294,6 +295,12 @@ mod tests {
             ("a**b", "ax/yb", false),
             ("a**b", "ax/b", true),
             ("a**b", "ab", true),
+            ("pkg_**/x.xml", "pkg_a/x.xml", true),
+            ("pkg_**/x.xml", "pkg_a/deep/er/x.xml", true),
+            ("pkg_**/x.xml", "pkg/x.xml", false),
+            ("a[^b]c", "a/c", true),
+            ("a[+-9]c", "a/c", true),
+            ("a[b]c", "a/c", false),
         ];
         for (pattern, path, expected) in table {
             assert_eq!(Glob::parse(pattern, true).unwrap().matches(path), expected, "{pattern} {path}");

@@ -1,11 +1,13 @@
 //! `.dockerignore` files and `--exclude` patterns, with the meaning moby's patternmatcher gives them:
 //!
 //! - paths are relative to the context root, separated by `/`, without a leading one;
-//! - a pattern also matches everything below what it matches;
-//! - `!` turns a match off again, and the last pattern that matches decides;
+//! - the last pattern that matches decides; `!` makes it an exception, which takes a match back;
+//! - a pattern that matches a directory matches everything below it. This holds for an exception only where the
+//!   directory was matched when the exception was reached: `*.key`, `!src` does not bring `src/a.key` back;
 //! - `*` and `?` stay within one component, `**` spans any number.
 //!
-//! Walking the context is left to the caller; [`IgnorePatterns::can_prune`] tells it where to stop.
+//! Whether a path is matched thus depends on what the directories above it were matched by: [`Inherited`]. Walking is
+//! left to [`crate::tree_walk`] and [`crate::context`]; [`IgnorePatterns::may_match_below`] tells where they may stop.
 
 use crate::glob::{GlobError, Matcher};
 
@@ -74,6 +76,11 @@ impl IgnorePatterns {
         IgnorePatterns::collect(patterns.into_iter().enumerate().map(|(index, text)| (index + 1, text)))
     }
 
+    /// One pattern, taken as it is.
+    pub(crate) fn only(pattern: &str) -> Result<IgnorePatterns, GlobError> {
+        Ok(IgnorePatterns { patterns: vec![Pattern { negated: false, matcher: compile(pattern)? }] })
+    }
+
     fn collect<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Result<IgnorePatterns, IgnoreError> {
         let mut patterns = Vec::new();
         for (line, text) in lines {
@@ -102,24 +109,65 @@ impl IgnorePatterns {
         self.patterns.is_empty()
     }
 
-    /// Whether the path is ignored: the last pattern that matches it or a directory above it decides.
-    pub fn matches_or_parent(&self, path: &str) -> bool {
-        let ends: Vec<usize> = path.match_indices('/').map(|(at, _)| at).chain([path.len()]).collect();
-        let mut ignored = false;
-        for pattern in &self.patterns {
-            if pattern.negated == ignored && ends.iter().any(|end| pattern.matcher.matches(&path[..*end])) {
-                ignored = !pattern.negated;
-            }
-        }
-        ignored
+    /// Whether the patterns match `path`, whose directory hands `above` down.
+    pub fn matches(&self, path: &str, above: &Inherited) -> bool {
+        self.evaluate(path, above, |_| {})
     }
 
-    /// Whether nothing below the directory can be wanted: it is ignored, and no negated pattern could
-    /// match anything below it. The walk may then skip it.
-    pub fn can_prune(&self, directory: &str) -> bool {
+    /// Whether the patterns match `directory`, and what it hands down.
+    pub fn enter(&self, directory: &str, above: &Inherited) -> (bool, Inherited) {
+        let mut own = Inherited(vec![0; self.patterns.len().div_ceil(WORD_BITS)]);
+        let matched = self.evaluate(directory, above, |number| own.insert(number));
+        (matched, own)
+    }
+
+    /// What the directory at `path` hands down; the empty path is the root.
+    pub fn inherited_from(&self, path: &str) -> Inherited {
+        let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]).filter(|end| *end > 0);
+        ends.fold(Inherited::default(), |above, end| self.enter(&path[..end], &above).1)
+    }
+
+    /// Whether the patterns match the path, as a walk from the root would find.
+    pub fn matches_from_root(&self, path: &str) -> bool {
+        let parent = path.rfind('/').map_or("", |at| &path[..at]);
+        self.matches(path, &self.inherited_from(parent))
+    }
+
+    /// Whether some path below `directory` may be matched by an exception (`negated`), or by another pattern. Where
+    /// not, nothing below differs from the directory itself.
+    pub fn may_match_below(&self, directory: &str, negated: bool) -> bool {
         let below = format!("{directory}/");
-        let revived = |pattern: &Pattern| pattern.negated && pattern.matcher.can_continue(&below);
-        self.matches_or_parent(directory) && !self.patterns.iter().any(revived)
+        self.patterns.iter().any(|pattern| pattern.negated == negated && pattern.matcher.can_continue(&below))
+    }
+
+    /// Tries the patterns in their order; `note` hears which ones match.
+    fn evaluate(&self, path: &str, above: &Inherited, mut note: impl FnMut(usize)) -> bool {
+        let mut matched = false;
+        for (number, pattern) in self.patterns.iter().enumerate() {
+            // A pattern that would change nothing is not tried, so that nothing inherits its match.
+            let tried = || pattern.negated == matched && pattern.matcher.matches(path);
+            if above.contains(number) || tried() {
+                note(number);
+                matched = !pattern.negated;
+            }
+        }
+        matched
+    }
+}
+
+/// Which patterns matched a directory and therefore match everything below it. The root's are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inherited(Vec<u64>);
+
+const WORD_BITS: usize = u64::BITS as usize;
+
+impl Inherited {
+    fn contains(&self, number: usize) -> bool {
+        self.0.get(number / WORD_BITS).is_some_and(|word| word >> (number % WORD_BITS) & 1 == 1)
+    }
+
+    fn insert(&mut self, number: usize) {
+        self.0[number / WORD_BITS] |= 1 << (number % WORD_BITS);
     }
 }
 
@@ -162,7 +210,7 @@ mod tests {
     use super::*;
 
     fn ignored(patterns: &str, path: &str) -> bool {
-        IgnorePatterns::parse(patterns.as_bytes()).unwrap().matches_or_parent(path)
+        IgnorePatterns::parse(patterns.as_bytes()).unwrap().matches_from_root(path)
     }
 
     #[test]
@@ -255,16 +303,14 @@ mod tests {
         let error = IgnorePatterns::parse(b"a\n[").unwrap_err();
         assert!(error.to_string().starts_with("line 2: bad pattern `[`"), "{error}");
         assert_eq!(IgnorePatterns::parse(&vec![b'a'; IGNORE_BYTES_MAX + 1]), Err(IgnoreError::TooLarge));
-        assert!(IgnorePatterns::parse(b"\xff\n").unwrap().matches_or_parent("\u{fffd}"));
+        assert!(IgnorePatterns::parse(b"\xff\n").unwrap().matches_from_root("\u{fffd}"));
     }
 
     #[test]
-    fn directories_are_pruned_only_when_nothing_below_can_come_back() {
+    fn walks_stop_only_where_nothing_can_come_back() {
         let table = [
             ("dist", "dist", true),
-            ("dist", "src", false),
             ("*\n!src", "dist", true),
-            ("*\n!src", "src", false),
             ("*\n!src/lib", "src", false),
             ("*\n!src/lib", "source", true),
             ("*\n!src/lib", "src/doc", true),
@@ -275,16 +321,16 @@ mod tests {
             ("*\n!*/x", "a/b", true),
             ("*\n!src\nsrc/x", "src/x", true),
         ];
-        for (patterns, directory, expected) in table {
+        for (patterns, directory, stops) in table {
             let patterns = IgnorePatterns::parse(patterns.as_bytes()).unwrap();
-            assert_eq!(patterns.can_prune(directory), expected, "{patterns:?} on {directory}");
+            assert_eq!(!patterns.may_match_below(directory, true), stops, "{patterns:?} on {directory}");
         }
     }
 
     #[test]
     fn excludes_come_one_by_one() {
         let patterns = IgnorePatterns::from_patterns(["*.o", "!keep.o", "#x"]).unwrap();
-        assert!(patterns.matches_or_parent("a.o") && patterns.matches_or_parent("#x"));
-        assert!(!patterns.matches_or_parent("keep.o") && !patterns.is_empty());
+        assert!(patterns.matches_from_root("a.o") && patterns.matches_from_root("#x"));
+        assert!(!patterns.matches_from_root("keep.o") && !patterns.is_empty());
     }
 }

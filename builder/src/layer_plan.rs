@@ -4,7 +4,7 @@
 //! complete in itself: all parents of what it holds are in it, with the attributes that they have in the image below,
 //! so that engines which unpack layer by layer do not have to invent them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 
 use rimg_formats::layer::{Entry, EntryKind, LayerPath};
@@ -13,6 +13,7 @@ use crate::context::{DiskFile, OpenParent, processors};
 use crate::parallel;
 use crate::source_tree::{Content, FileIdentity, SourceNode, SourceTree};
 use crate::stat_cache::now_ns;
+use crate::tree_walk::{Wanted, walk};
 
 /// One entry to be written.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct PlannedEntry {
 #[derive(Clone, Debug)]
 pub(crate) struct LayerPlan {
     entries: BTreeMap<LayerPath, PlannedEntry>,
+    /// Directories that hide what the image below has in them.
+    opaque: BTreeSet<LayerPath>,
     /// How many sources there have been.
     sources: usize,
     /// [`now_ns`] from before anything was looked at.
@@ -68,7 +71,7 @@ impl NewDirectory {
 impl LayerPlan {
     /// An empty plan; what is planned must be looked at later than this.
     pub(crate) fn new() -> LayerPlan {
-        LayerPlan { entries: BTreeMap::new(), sources: 0, began_ns: now_ns() }
+        LayerPlan { entries: BTreeMap::new(), opaque: BTreeSet::new(), sources: 0, began_ns: now_ns() }
     }
 
     /// What is planned from here on is copied by itself: names of one file become hard links of each other only where
@@ -77,17 +80,10 @@ impl LayerPlan {
         self.sources += 1;
     }
 
-    /// Everything in a tree, as one layer on nothing.
+    /// Everything in a tree, as one layer on nothing. The root is every container's, 0755 and root's, whatever the
+    /// folder or archive is that holds it.
     pub(crate) fn of_tree(tree: &dyn SourceTree) -> io::Result<LayerPlan> {
         let mut plan = LayerPlan::new();
-        let root = tree.lookup(&LayerPath::root())?;
-        // Every container runtime makes the root 0755, root's; only another one has to be said.
-        let is_usual =
-            |root: &SourceNode| root.mode == 0o755 && root.owner.is_none_or(|owner| owner == (0, 0));
-        if let Some(root) = root.filter(|root| !is_usual(root)) {
-            let owner = root.owner.unwrap_or((0, 0));
-            plan.put_anew(LayerPath::root(), root, owner)?;
-        }
         plan.put_contents(tree, &LayerPath::root(), &LayerPath::root())?;
         Ok(plan)
     }
@@ -99,28 +95,16 @@ impl LayerPlan {
         from: &LayerPath,
         to: &LayerPath,
     ) -> io::Result<()> {
-        // No recursion here and in the walks of COPY: directories of strangers may be nested as deep as a path goes.
-        let mut waiting = vec![(from.clone(), to.clone())];
-        while !waiting.is_empty() {
-            let directories = std::mem::take(&mut waiting);
-            for ((from, to), children) in children_of_all(tree, directories, |(from, _)| from) {
-                for (name, node) in children? {
-                    let source = from.join(&name).map_err(io::Error::other)?;
-                    let path = to.join(&name).map_err(io::Error::other)?;
-                    let (is_directory, owner) = (node.is_directory(), node.owner.unwrap_or((0, 0)));
-                    self.put_anew(path.clone(), node, owner)?;
-                    if is_directory {
-                        waiting.push((source, path));
-                    }
-                }
-            }
-        }
-        Ok(())
+        walk(tree, from, Wanted::default(), |found| {
+            let path = to.join(found.inside.as_bytes()).map_err(io::Error::other)?;
+            let owner = found.node.owner.unwrap_or((0, 0));
+            self.put_anew(path, found.node, owner)
+        })
     }
 
-    /// What is planned for `path`.
-    pub(crate) fn get(&self, path: &LayerPath) -> Option<&PlannedEntry> {
-        self.entries.get(path)
+    /// The image `below` as it is with this plan's layer on top.
+    pub(crate) fn over<'a>(&'a self, below: &'a dyn SourceTree) -> Over<'a> {
+        Over { plan: self, below }
     }
 
     /// Plans `node` at `path`, whose parents must be planned already. A later call for the same path wins.
@@ -135,6 +119,36 @@ impl LayerPlan {
         owner: (u64, u64),
     ) -> Result<(), PlanConflict> {
         self.check(below, &path, node.is_directory())?;
+        self.insert(path, node, owner);
+        Ok(())
+    }
+
+    /// Plans `node` at `path`, whose parents must be planned already, in place of whatever is there: directories are
+    /// merged, anything else takes the whole place.
+    pub(crate) fn replace(
+        &mut self,
+        below: &dyn SourceTree,
+        path: LayerPath,
+        node: SourceNode,
+        owner: (u64, u64),
+    ) -> io::Result<()> {
+        if !node.is_directory() {
+            let inside = self.entries.range(&path..).skip(1).map(|(inside, _)| inside);
+            let inside: Vec<LayerPath> =
+                inside.take_while(|inside| inside.starts_with(&path)).cloned().collect();
+            inside.iter().for_each(|inside| drop(self.entries.remove(inside)));
+            self.opaque.retain(|directory| !directory.starts_with(&path));
+        } else if self.entries.get(&path).is_some_and(|planned| planned.entry.kind != EntryKind::Directory)
+            && below.lookup(&path)?.is_some_and(|below| below.is_directory())
+        {
+            // What was planned here had taken the place of a directory, which is not to come back.
+            self.opaque.insert(path.clone());
+        }
+        self.insert(path, node, owner);
+        Ok(())
+    }
+
+    fn insert(&mut self, path: LayerPath, node: SourceNode, owner: (u64, u64)) {
         let mut entry = Entry::new(path.clone(), node.kind, node.mode);
         (entry.uid, entry.gid) = owner;
         entry.mtime = node.mtime;
@@ -142,7 +156,6 @@ impl LayerPlan {
         let (content, unread) = (node.content, node.unread);
         let identity = node.identity.map(|identity| (self.sources, identity));
         self.entries.insert(path, PlannedEntry { entry, content, unread, identity });
-        Ok(())
     }
 
     /// Plans `node` at `path` where nothing is below.
@@ -163,7 +176,7 @@ impl LayerPlan {
     ) -> Result<(), PlanConflict> {
         let found = match self.entries.get(path) {
             Some(planned) => Some(planned.entry.kind.clone()),
-            None => below.lookup(path)?.map(|node| node.kind),
+            None => self.over(below).lookup(path)?.map(|node| node.kind),
         };
         match found {
             Some(EntryKind::Directory) if !is_directory => Err(PlanConflict::DirectoryByFile(path.clone())),
@@ -224,7 +237,14 @@ impl LayerPlan {
     /// others hard links.
     pub(crate) fn into_entries(self) -> Vec<PlannedEntry> {
         let mut files: HashMap<(usize, FileIdentity), LayerPath> = HashMap::new();
-        let mut entries: Vec<PlannedEntry> = self.entries.into_values().collect();
+        let mut entries: Vec<PlannedEntry> = Vec::with_capacity(self.entries.len() + self.opaque.len());
+        for (path, planned) in self.entries {
+            entries.push(planned);
+            if self.opaque.contains(&path) {
+                let entry = Entry::new(path, EntryKind::OpaqueMarker, 0);
+                entries.push(PlannedEntry { entry, content: Content::None, unread: None, identity: None });
+            }
+        }
         for planned in &mut entries {
             let Some(identity) = planned.identity else { continue };
             if !matches!(planned.entry.kind, EntryKind::Regular { .. }) {
@@ -285,6 +305,61 @@ pub(crate) fn read_xattrs(entries: &mut [PlannedEntry]) -> io::Result<()> {
 
 /// Below this many entries a thread costs more than it gains.
 const ENTRIES_PER_THREAD_MIN: usize = 256;
+
+/// An image with a planned layer on top. It knows what is at a path, not what is in a directory.
+#[derive(Clone, Copy)]
+pub(crate) struct Over<'a> {
+    plan: &'a LayerPlan,
+    below: &'a dyn SourceTree,
+}
+
+impl SourceTree for Over<'_> {
+    fn lookup(&self, path: &LayerPath) -> io::Result<Option<SourceNode>> {
+        if let Some(planned) = self.plan.entries.get(path) {
+            return Ok(Some(planned.as_node()));
+        }
+        let mut above = path.parent();
+        while let Some(directory) = above.filter(|directory| !directory.is_root()) {
+            match self.plan.entries.get(&directory) {
+                Some(planned) if planned.entry.kind != EntryKind::Directory => return Ok(None),
+                Some(_) if self.plan.opaque.contains(&directory) => return Ok(None),
+                // All that is above a planned directory is planned.
+                Some(_) if self.plan.opaque.is_empty() => break,
+                _ => above = directory.parent(),
+            }
+        }
+        self.below.lookup(path)
+    }
+
+    fn children(&self, _path: &LayerPath) -> io::Result<Vec<(Vec<u8>, SourceNode)>> {
+        Err(io::Error::other("what a planned layer puts into a directory is not known yet"))
+    }
+
+    fn describe(&self) -> String {
+        self.below.describe()
+    }
+
+    fn explain_missing(&self, path: &LayerPath) -> Option<String> {
+        self.below.explain_missing(path)
+    }
+}
+
+impl PlannedEntry {
+    fn as_node(&self) -> SourceNode {
+        let entry = &self.entry;
+        SourceNode {
+            kind: entry.kind.clone(),
+            mode: entry.mode,
+            owner: Some((entry.uid, entry.gid)),
+            mtime: entry.mtime,
+            xattrs: entry.xattrs.clone(),
+            unread: self.unread.clone(),
+            content: self.content.clone(),
+            excluded: false,
+            identity: self.identity.map(|(_, identity)| identity),
+        }
+    }
+}
 
 /// The tree below a base: empty.
 pub(crate) struct Nothing;

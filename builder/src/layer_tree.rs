@@ -95,6 +95,11 @@ impl LayerTree {
         LayerTree { name: name.to_owned(), ..self.clone() }
     }
 
+    /// Whether the directory at `path` has no entry of its own, and is there for what is in it.
+    pub(crate) fn is_implied(&self, path: &LayerPath) -> bool {
+        self.merged.lookup(path).is_some_and(|node| node.entry.is_none())
+    }
+
     fn source_node(&self, node: Node<'_>) -> SourceNode {
         // A hard link's content and attributes are its target's, which lies in the same layer.
         let node = self.merged.link_source(node).unwrap_or(node);
@@ -106,6 +111,7 @@ impl LayerTree {
             xattrs: node.entry.map(|entry| entry.entry.xattrs.clone()).unwrap_or_default(),
             unread: None,
             content: Content::None,
+            excluded: false,
             identity: None,
         };
         if let (EntryKind::Regular { .. }, Some(layer), Some(entry)) = (node.kind(), node.layer, node.entry) {

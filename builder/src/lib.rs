@@ -37,3 +37,4 @@ mod run_step;
 mod source_tree;
 mod stat_cache;
 mod suggest;
+mod tree_walk;

@@ -29,6 +29,11 @@ pub(crate) trait SourceTree: Send + Sync {
 
     /// Why nothing is at `path`, when the tree knows better than "no such file".
     fn explain_missing(&self, path: &LayerPath) -> Option<String>;
+
+    /// Whether the tree is a part of this machine's files, where a link out of it means something else than in it.
+    fn is_cut_out(&self) -> bool {
+        false
+    }
 }
 
 /// A file of a source tree, with everything that a layer says about it.
@@ -49,6 +54,8 @@ pub(crate) struct SourceNode {
     pub(crate) unread: Option<DiskFile>,
     /// Where a regular file's bytes are.
     pub(crate) content: Content,
+    /// A directory that the tree leaves out, and shows only as the way to what it has in there nevertheless.
+    pub(crate) excluded: bool,
     /// Which file a name belongs to, where it may have several names.
     pub(crate) identity: Option<FileIdentity>,
 }
@@ -110,6 +117,8 @@ pub(crate) struct Landing {
     pub(crate) path: LayerPath,
     /// What is there.
     pub(crate) node: Option<SourceNode>,
+    /// Whether a link began at the root or led above it.
+    pub(crate) from_root: bool,
 }
 
 /// Follows the links of `path`, the last one included, inside `root`. Names that do not exist are kept as they are.
@@ -117,11 +126,13 @@ pub(crate) fn land(root: &dyn SourceTree, path: &LayerPath) -> io::Result<Landin
     let mut waiting: Vec<Vec<u8>> = path.components().rev().map(<[u8]>::to_vec).collect();
     let mut at = LayerPath::root();
     let mut links = 0;
+    let mut from_root = false;
     let mut node = root.lookup(&at)?;
     while let Some(name) = waiting.pop() {
         match name.as_slice() {
             b"" | b"." => continue,
             b".." => {
+                from_root |= at.is_root();
                 at = at.parent().unwrap_or_default();
                 node = root.lookup(&at)?;
                 continue;
@@ -141,6 +152,7 @@ pub(crate) fn land(root: &dyn SourceTree, path: &LayerPath) -> io::Result<Landin
                     return Err(io::Error::other(format!("too many symbolic links in `/{path}`")));
                 }
                 if target.starts_with(b"/") {
+                    from_root = true;
                     at = LayerPath::root();
                     node = root.lookup(&at)?;
                 }
@@ -149,5 +161,5 @@ pub(crate) fn land(root: &dyn SourceTree, path: &LayerPath) -> io::Result<Landin
             _ => (at, node) = (next, found),
         }
     }
-    Ok(Landing { path: at, node })
+    Ok(Landing { path: at, node, from_root })
 }

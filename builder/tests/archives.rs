@@ -98,3 +98,120 @@ fn several_archives_keep_their_contents_apart() {
     assert!(between.contains(&"f644 0:0 s/1-plain = plain".to_owned()));
     assert!(wanted.iter().all(|line| between.contains(line)));
 }
+
+/// An archive's entries.
+type Entries<'a> = &'a [(&'a str, u8, &'a str)];
+
+/// What ADD of these archives, at `/` of a base, changes.
+fn added(flags: &str, archives: &[Entries<'_>]) -> (Vec<String>, Vec<String>) {
+    let workspace = Workspace::new();
+    workspace
+        .file("base/s/p/old", "old")
+        .file("base/usr/lib/so", "so")
+        .file("base/file", "f")
+        .file("base/own/x", "x");
+    workspace.link("base/lib", "usr/lib").link("base/gone", "nowhere").link("base/to-file", "file");
+    for (number, archive) in archives.iter().enumerate() {
+        std::fs::write(workspace.context().join(format!("{number}.tar")), tar(archive)).unwrap();
+    }
+    let base = "FROM scratch\nCOPY base/ /\nCOPY --chmod=1711 --chown=3:4 base/own /own/\n\
+                COPY --chmod=1711 --chown=3:4 base/own /sub/own\n";
+    let before = workspace.build(base).listing();
+    let names: Vec<String> = (0..archives.len()).map(|number| format!("{number}.tar")).collect();
+    let after = workspace.build(&format!("{base}ADD {flags} {} /\n", names.join(" "))).listing();
+    let only = |these: &[String], those: &[String]| {
+        these.iter().filter(|line| !those.contains(line)).cloned().collect::<Vec<String>>()
+    };
+    (only(&before, &after), only(&after, &before))
+}
+
+#[test]
+fn what_an_archive_brings_wins() {
+    let gone_s = ["d755 0:0 s/p", "f644 0:0 s/p/old = old"];
+    let table: &[(&str, Entries<'_>, &[&str], &[&str])] = &[
+        ("a file over a folder", &[("s/p", b'0', "new")], &gone_s, &["f644 7:9 s/p = new"]),
+        ("a link over a folder", &[("s/p", b'2', "q")], &gone_s, &["l644 7:9 s/p -> q"]),
+        (
+            "a folder over a file",
+            &[("file", b'5', ""), ("file/x", b'0', "x")],
+            &["f644 0:0 file = f"],
+            &["d644 7:9 file", "f644 7:9 file/x = x"],
+        ),
+        (
+            "a folder over a link to nothing",
+            &[("gone", b'5', ""), ("gone/x", b'0', "x")],
+            &["l777 0:0 gone -> nowhere"],
+            &["d644 7:9 gone", "f644 7:9 gone/x = x"],
+        ),
+        (
+            "a folder over a link to a file",
+            &[("to-file", b'5', "")],
+            &["l777 0:0 to-file -> file"],
+            &["d644 7:9 to-file"],
+        ),
+        (
+            "a folder over a link to a folder",
+            &[("lib", b'5', ""), ("lib/x", b'0', "x")],
+            &[],
+            &["f644 7:9 usr/lib/x = x"],
+        ),
+        ("a file below a link to a folder", &[("lib/x", b'0', "x")], &[], &["f644 7:9 usr/lib/x = x"]),
+        ("a file over a link", &[("lib", b'0', "x")], &["l777 0:0 lib -> usr/lib"], &["f644 7:9 lib = x"]),
+        // Folders without entries of their own have no say in attributes.
+        (
+            "a folder that is implied",
+            &[("own/y", b'0', "y"), ("new/z", b'0', "z")],
+            &[],
+            &["d755 0:0 new", "f644 7:9 new/z = z", "f644 7:9 own/y = y"],
+        ),
+        ("a hard link to a file of the image", &[("link", b'1', "usr/lib/so")], &[], &["f644 0:0 link = so"]),
+    ];
+    for (what, archive, gone, new) in table {
+        let (found_gone, found_new) = added("", &[archive]);
+        assert_eq!(found_gone, *gone, "{what}");
+        assert_eq!(found_new, *new, "{what}");
+        // Once more changes nothing.
+        assert_eq!(added("", &[archive, archive]), (found_gone, found_new), "{what}, twice");
+    }
+}
+
+#[test]
+fn archives_in_conflict_are_unpacked_one_after_the_other() {
+    let folder: Entries<'_> = &[("s/", b'5', ""), ("s/p/", b'5', ""), ("s/p/x", b'0', "x")];
+    let file: Entries<'_> = &[("s/p", b'0', "p")];
+    let gone = vec!["d755 0:0 s".to_owned(), "d755 0:0 s/p".to_owned(), "f644 0:0 s/p/old = old".to_owned()];
+    let (found_gone, new) = added("", &[folder, file]);
+    assert_eq!(
+        (found_gone, new),
+        (gone.clone(), vec!["d644 7:9 s".to_owned(), "f644 7:9 s/p = p".to_owned()])
+    );
+    // The file took the folder's place, with all that was in it.
+    let (found_gone, new) = added("", &[file, folder]);
+    assert_eq!(found_gone, gone);
+    assert_eq!(new, ["d644 7:9 s", "d644 7:9 s/p", "f644 7:9 s/p/x = x"]);
+    let link: Entries<'_> = &[("new/real/", b'5', ""), ("new/link", b'2', "real")];
+    let through: Entries<'_> = &[("new/link/", b'5', ""), ("new/link/x", b'0', "x")];
+    let (_, new) = added("", &[link, through]);
+    assert_eq!(
+        new,
+        ["d755 0:0 new", "l644 7:9 new/link -> real", "d644 7:9 new/real", "f644 7:9 new/real/x = x"]
+    );
+}
+
+#[test]
+fn flags_on_archives() {
+    let archive: Entries<'_> = &[("d/", b'5', ""), ("d/x", b'0', "x"), ("l", b'2', "d"), ("e/y", b'0', "y")];
+    let (_, new) = added("--chmod=700 --chown=5:6", &[archive]);
+    assert_eq!(new, ["d644 5:6 d", "f644 5:6 d/x = x", "d755 0:0 e", "f644 5:6 e/y = y", "l644 5:6 l -> d"]);
+    let workspace = Workspace::new();
+    std::fs::write(workspace.context().join("a.tar"), tar(&[("./", b'5', ""), ("x", b'0', "x")])).unwrap();
+    // The archive's root has no say, neither here nor as a base.
+    let built = workspace.build("FROM scratch\nADD --chmod=700 --chown=5:6 a.tar /n/m/\n").listing();
+    assert_eq!(built, ["d755 5:6 n", "d755 5:6 n/m", "f644 5:6 n/m/x = x"]);
+    let based = workspace.build("FROM ./a.tar\n");
+    assert!(based.tree().lookup(&rimg_formats::layer::LayerPath::root()).unwrap().entry.is_none());
+    std::fs::write(workspace.context().join("bad.tar"), tar(&[("x", b'1', "none")])).unwrap();
+    let text = workspace.fails("FROM scratch\nADD bad.tar /\n");
+    let expected = "`x` is a hard link to `none`, which is neither in it nor in the image";
+    assert!(text.contains(expected), "{text}");
+}

@@ -152,7 +152,23 @@ fn owners_and_modes() {
         ),
         (
             "COPY --chmod=4711 --chown=1 tree/sub /x",
-            &["d755 1:1 x", "f4711 1:1 x/b = b", "l777 1:1 x/out -> /etc/passwd"],
+            &["d711 1:1 x", "f4711 1:1 x/b = b", "l777 1:1 x/out -> /etc/passwd"],
+        ),
+        // An octal mode is that of folders that are made on the way, too.
+        (
+            "COPY --chmod=700 tree/sub /x/y",
+            &["d700 0:0 x", "d700 0:0 x/y", "f700 0:0 x/y/b = b", "l777 0:0 x/y/out -> /etc/passwd"],
+        ),
+        ("COPY --chmod=2750 one /x/", &["d750 0:0 x", "f2750 0:0 x/one = 1"]),
+        ("COPY --chmod=u=rwX,go= one /x/", &["d755 0:0 x", "f600 0:0 x/one = 1"]),
+        ("COPY --chmod=600 one /dir/", &["f600 0:0 dir/one = 1"]),
+        (
+            "COPY --parents --chmod=500 tree/sub/b /x",
+            &["d500 0:0 x", "d500 0:0 x/tree", "d500 0:0 x/tree/sub", "f500 0:0 x/tree/sub/b = b"],
+        ),
+        (
+            "COPY --parents --chmod=go= tree/sub/b /x",
+            &["d755 0:0 x", "d700 0:0 x/tree", "d700 0:0 x/tree/sub", "f600 0:0 x/tree/sub/b = b"],
         ),
         ("ARG who=web\nCOPY --chown=$who one /x", &["f644 33:44 x = 1"]),
         ("USER web\nCOPY one /x", &["f644 0:0 x = 1"]),
@@ -199,7 +215,7 @@ fn parents_of_the_base_come_along_with_their_attributes() {
         .iter()
         .map(|entry| format!("{:o} {} {}", entry.entry.mode, entry.entry.uid, entry.path()))
         .collect();
-    assert_eq!(entries, ["755 5 t", "700 5 t/sub", "644 0 t/sub/one"]);
+    assert_eq!(entries, ["700 5 t", "700 5 t/sub", "644 0 t/sub/one"]);
 }
 
 #[test]
@@ -221,6 +237,15 @@ fn errors() {
         ),
         ("COPY --chown=nobody one /x", "user `nobody` is not in the image's /etc/passwd"),
         ("COPY --chown=0:none one /x", "group `none` is not in the image's /etc/group"),
+        (
+            "COPY <<.wh.x /d/\nx\n.wh.x",
+            "`d/.wh.x` cannot be in a layer: names that begin with `.wh.` mean removal in a layer and cannot be files\n --> \
+             Buildfile:3:1",
+        ),
+        (
+            "COPY <<.wh.x /d/\nx\n.wh.x",
+            "help: give it another name, or leave it out: with .dockerignore or `--exclude`",
+        ),
         ("ADD https://example.com/x /x", "ADD of a URL or git repository is not supported yet"),
         ("ARG at=git@host\nADD $at:x /x", "ADD of a URL or git repository is not supported yet"),
         ("WORKDIR /etc/passwd", "`/etc/passwd` cannot be a working directory: it is a file"),
@@ -318,7 +343,7 @@ fn linked_copies_do_not_look_below() {
         ("COPY --link tree/sub/ /lib/", vec!["d755 0:0 lib", "f644 0:0 lib/b = b"]),
         // Without a `/` at its end the destination is a file, whatever is there below.
         ("COPY --link one /lib", vec!["f644 0:0 lib = 1"]),
-        ("ADD --link --chown=7 --chmod=640 one two /lib/", vec!["d755 7:7 lib", "f640 7:7 lib/one = 1"]),
+        ("ADD --link --chown=7 --chmod=640 one two /lib/", vec!["d640 7:7 lib", "f640 7:7 lib/one = 1"]),
     ];
     for (line, shown) in lines {
         let alone = workspace.build(&format!("FROM scratch\n{line}\n"));

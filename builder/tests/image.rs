@@ -137,6 +137,11 @@ fn a_directory_as_base() {
         workspace.build(text).steps(),
         ["0.0 missed: file etc/os-release changed", "0.0 done 6", "0.1 cached"]
     );
+    // Whoever made the folder, and under whatever umask: the root is every container's.
+    let digest = workspace.build("FROM ./rootfs\n").digest();
+    let private = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(workspace.context().join("rootfs"), private).unwrap();
+    assert_eq!(workspace.build("FROM ./rootfs\n").digest(), digest);
     let text = workspace.fails("FROM ./rotfs\n");
     assert!(text.starts_with("error: failed to open `./rotfs`: No such file or directory"), "{text}");
 }

@@ -71,7 +71,7 @@ fn results_as_tar_and_directory() {
     while let Some(entry) = reader.next_entry().unwrap() {
         names.push(format!("{:o} {}", entry.mode, entry.path));
     }
-    assert_eq!(names, ["755 x", "644 x/a", "750 x/b", "777 x/l"]);
+    assert_eq!(names, ["750 x", "644 x/a", "750 x/b", "777 x/l"]);
     let out = workspace.root().join("out");
     write_directory(&workspace.store, &built.result, &out).unwrap();
     assert_eq!(fs::read_to_string(out.join("x/l")).unwrap(), "b");

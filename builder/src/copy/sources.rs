@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use rimg_formats::layer::LayerPath;
+use rimg_formats::layer::{EntryKind, LayerPath};
 
 use super::CopyError;
 use super::destination::clean;
@@ -21,8 +21,51 @@ pub(crate) struct Match {
     pub(crate) path: LayerPath,
     /// What is there.
     pub(crate) node: SourceNode,
-    /// With `--parents`, the part of the name that is not kept.
-    pub(crate) pivot: LayerPath,
+}
+
+/// A source that is a symbolic link, or leads through one, to nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct BrokenLink {
+    link: LayerPath,
+    target: String,
+    tree: String,
+    cause: LinkCause,
+}
+
+/// Why a link leads nowhere.
+#[derive(Clone, Copy, Debug)]
+enum LinkCause {
+    /// Nothing is where it leads.
+    Absent,
+    /// It leads out of the tree.
+    Outside,
+    /// What it leads to is left out of the tree.
+    Excluded,
+}
+
+impl BrokenLink {
+    /// What helps.
+    pub(crate) fn advice(&self) -> String {
+        match self.cause {
+            LinkCause::Absent => format!("mend the link in {}, or name other files", self.tree),
+            LinkCause::Outside => format!(
+                "links are followed inside of {}: put the file there, or add its folder with `--build-context`",
+                self.tree
+            ),
+            LinkCause::Excluded => "include it again by a line with `!` in .dockerignore".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for BrokenLink {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "`{}` is a link to `{}`, which ", self.link, self.target)?;
+        match self.cause {
+            LinkCause::Absent => write!(formatter, "is not in {}", self.tree),
+            LinkCause::Outside => write!(formatter, "is outside of {}", self.tree),
+            LinkCause::Excluded => write!(formatter, "is excluded by .dockerignore"),
+        }
+    }
 }
 
 /// A source that means nothing.
@@ -70,30 +113,24 @@ impl fmt::Display for Missing {
     }
 }
 
-/// What `pattern` means in `tree`, in the order of names. A glob may mean nothing; a plain path may not.
-pub(crate) fn find_sources(
-    tree: &dyn SourceTree,
-    pattern: &str,
-    parents: bool,
-) -> Result<Vec<Match>, CopyError> {
-    let pivot = match pattern.find("/./").filter(|_| parents) {
-        Some(at) => clean(&pattern.as_bytes()[..at])?,
-        None => LayerPath::root(),
-    };
+/// What `pattern` means in `tree`, in the order of names. A glob may mean nothing; a plain path may not, nor may a link
+/// of either.
+pub(crate) fn find_sources(tree: &dyn SourceTree, pattern: &str) -> Result<Vec<Match>, CopyError> {
     let cleaned = clean(pattern.as_bytes())?;
     let text = String::from_utf8_lossy(cleaned.as_bytes()).into_owned();
-    let names =
-        if has_wildcards(&text) { expand(tree, &text, parents)? } else { vec![plain(tree, cleaned)?] };
-    let glob = has_wildcards(pattern);
+    let is_glob = has_wildcards(&text);
+    let names = if is_glob { expand(tree, &text)? } else { vec![plain(tree, cleaned)?] };
     let mut matches = Vec::new();
     for name in names {
-        match land_source(tree, &name)? {
-            Some(Landing { path, node: Some(node) }) => {
-                matches.push(Match { name, path, node, pivot: pivot.clone() });
-            }
-            // A link that a glob matches and that leads nowhere.
-            _ if glob => {}
-            _ => return Err(CopyError::Missing(missing(tree, pattern, &name)?)),
+        if let Some(Landing { path, node: Some(node), .. }) = land_source(tree, &name)? {
+            matches.push(Match { name, path, node });
+            continue;
+        }
+        match broken_link(tree, &name)? {
+            // In front of the last name of a glob such a link is no directory to look into.
+            Some(link) if !is_glob || link.link == name => return Err(CopyError::Broken(link)),
+            _ if is_glob => {}
+            _ => return Err(missing(tree, pattern, &name)?),
         }
     }
     Ok(matches)
@@ -122,19 +159,10 @@ fn land_source(tree: &dyn SourceTree, path: &LayerPath) -> io::Result<Option<Lan
     }
 }
 
-/// The names that a glob matches, sorted. Each component matches names of one directory; `**`, where it is allowed,
-/// stands for any number of directories.
-fn expand(tree: &dyn SourceTree, pattern: &str, double_star: bool) -> Result<Vec<LayerPath>, CopyError> {
+/// The names that a glob matches, sorted. Each component matches names of one directory.
+fn expand(tree: &dyn SourceTree, pattern: &str) -> Result<Vec<LayerPath>, CopyError> {
     let mut names = vec![LayerPath::root()];
     for component in pattern.split('/') {
-        if double_star && component == "**" {
-            let mut all = Vec::new();
-            for name in names {
-                add_directories(tree, name, &mut all)?;
-            }
-            names = all;
-            continue;
-        }
         if !has_wildcards(component) {
             let component = without_escapes(component);
             names = names.iter().map(|name| name.join(&component)).collect::<Result<_, _>>()?;
@@ -143,7 +171,7 @@ fn expand(tree: &dyn SourceTree, pattern: &str, double_star: bool) -> Result<Vec
         let matcher = Glob::parse(component, false).map_err(|error| CopyError::Pattern(error.to_string()))?;
         let mut matched = Vec::new();
         for name in names {
-            let Some(Landing { path, node: Some(node) }) = land_source(tree, &name)? else { continue };
+            let Some(Landing { path, node: Some(node), .. }) = land_source(tree, &name)? else { continue };
             if !node.is_directory() {
                 continue;
             }
@@ -160,39 +188,53 @@ fn expand(tree: &dyn SourceTree, pattern: &str, double_star: bool) -> Result<Vec
     Ok(names)
 }
 
-/// `directory` and all directories below it, links not followed.
-fn add_directories(
-    tree: &dyn SourceTree,
-    directory: LayerPath,
-    all: &mut Vec<LayerPath>,
-) -> Result<(), CopyError> {
-    let mut waiting = vec![directory];
-    while let Some(directory) = waiting.pop() {
-        let Some(Landing { path, node: Some(node) }) = land_source(tree, &directory)? else { continue };
+/// The first link of `path` that leads nowhere.
+fn broken_link(tree: &dyn SourceTree, path: &LayerPath) -> io::Result<Option<BrokenLink>> {
+    let mut link = LayerPath::root();
+    for name in path.components() {
+        let Some(Landing { path: directory, node: Some(node), .. }) = land_source(tree, &link)? else {
+            break;
+        };
+        link = link.join(name).map_err(io::Error::other)?;
         if !node.is_directory() {
+            break;
+        }
+        let found = tree.lookup(&directory.join(name).map_err(io::Error::other)?)?;
+        let Some(EntryKind::Symlink { target }) = found.map(|found| found.kind) else { continue };
+        let landing = land_source(tree, &link)?;
+        if landing.as_ref().is_some_and(|landing| landing.node.is_some()) {
             continue;
         }
-        for (child, node) in tree.children(&path)? {
-            if node.is_directory() {
-                waiting.push(directory.join(&child)?);
-            }
-        }
-        all.push(directory);
+        let hidden = landing.as_ref().and_then(|landing| tree.explain_missing(&landing.path)).is_some();
+        let cause = match landing {
+            _ if hidden => LinkCause::Excluded,
+            Some(landing) if landing.from_root && tree.is_cut_out() => LinkCause::Outside,
+            _ => LinkCause::Absent,
+        };
+        let target = String::from_utf8_lossy(&target).into_owned();
+        return Ok(Some(BrokenLink { link, target, tree: tree.describe(), cause }));
     }
-    Ok(())
+    Ok(None)
 }
 
 /// What can be said about a path that is not there.
-fn missing(tree: &dyn SourceTree, pattern: &str, path: &LayerPath) -> io::Result<Missing> {
+pub(super) fn missing(
+    tree: &dyn SourceTree,
+    pattern: &str,
+    path: &LayerPath,
+) -> Result<CopyError, CopyError> {
+    if let Some(link) = broken_link(tree, path)? {
+        return Ok(CopyError::Broken(link));
+    }
     let near = nearest_name(tree, path)?;
     let reason = tree.explain_missing(path);
-    Ok(Missing { pattern: pattern.to_owned(), tree: tree.describe(), near, reason })
+    Ok(CopyError::Missing(Missing { pattern: pattern.to_owned(), tree: tree.describe(), near, reason }))
 }
 
 /// A path that differs from `path` by a slip of the finger in its last name, or lies deeper by the same name.
 fn nearest_name(tree: &dyn SourceTree, path: &LayerPath) -> io::Result<Option<String>> {
     let (Some(name), Some(parent)) = (path.file_name(), path.parent()) else { return Ok(None) };
-    let Some(Landing { path: directory, node: Some(node) }) = land_source(tree, &parent)? else {
+    let Some(Landing { path: directory, node: Some(node), .. }) = land_source(tree, &parent)? else {
         return Ok(None);
     };
     if !node.is_directory() {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rimg_formats::layer::WriteError;
+
 use super::error::BuildError;
 use super::sources::{NO_SIZES, QUIET_FOLDER, read_error, source_tree};
 use super::stage::StageRun;
@@ -11,7 +13,7 @@ use crate::cache::Slot;
 use crate::copy::destination::{Destination, clean};
 use crate::copy::mode::ModeChange;
 use crate::copy::owner::{OwnerError, look_up_owner};
-use crate::copy::{CopyError, CopyPlanner, CopyRules, find_sources};
+use crate::copy::{CopyError, CopyPlanner, CopyRules, find_sources, find_with_parents};
 use crate::diagnostic::Diagnostic;
 use crate::events::{Event, StepId};
 use crate::ignore::IgnorePatterns;
@@ -32,8 +34,11 @@ pub(crate) fn copy(
     let transfer = &copy.transfer;
     let tree = source_tree(run, &step.source, step.instruction.span)?;
     let parents = copy.parents.is_some_and(|parents| parents.on);
-    let plan = plan_transfer(run, transfer, parents, |planner, source, several| {
-        let matches = find_sources(&*tree, &source.text, parents)?;
+    let plan = plan_transfer(run, transfer, |planner, source, several| {
+        if parents {
+            return planner.add_with_parents(&*tree, &find_with_parents(&*tree, &source.text)?);
+        }
+        let matches = find_sources(&*tree, &source.text)?;
         let several = several || matches.len() > 1;
         for found in matches {
             planner.add(&*tree, found, several)?;
@@ -55,8 +60,8 @@ pub(crate) fn add(
     let tree = source_tree(run, &step.source, step.instruction.span)?;
     let unpack = add.unpack.is_none_or(|unpack| unpack.on);
     let maker = &run.build.maker;
-    let plan = plan_transfer(run, transfer, false, |planner, source, several| {
-        let matches = find_sources(&*tree, &source.text, false)?;
+    let plan = plan_transfer(run, transfer, |planner, source, several| {
+        let matches = find_sources(&*tree, &source.text)?;
         let several = several || matches.len() > 1;
         for found in matches {
             match if unpack { add::archive(maker, &found)? } else { None } {
@@ -89,13 +94,12 @@ fn refuse_remote(add: &ExpandedAdd) -> Result<(), BuildError> {
 fn plan_transfer(
     run: &StageRun<'_>,
     transfer: &ExpandedTransfer,
-    parents: bool,
     mut add: impl FnMut(&mut CopyPlanner<'_>, &Word, bool) -> Result<(), CopyError>,
 ) -> Result<LayerPlan, BuildError> {
     let written = &transfer.destination;
     let destination = Destination::parse(&written.text, run.image.working_directory());
     let destination = destination.map_err(|error| BuildError::at(written.span, error.to_string()))?;
-    let rules = rules(run, transfer, parents)?;
+    let rules = rules(run, transfer)?;
     // `--link`: the layer is made on nothing, so that it is the same on every base. What the base has at its paths,
     // links and attributes of directories among it, is covered by it and not looked at.
     let independent = transfer.link.is_some_and(|link| link.on);
@@ -115,7 +119,7 @@ fn plan_transfer(
 }
 
 /// What the flags say.
-fn rules(run: &StageRun<'_>, transfer: &ExpandedTransfer, parents: bool) -> Result<CopyRules, BuildError> {
+fn rules(run: &StageRun<'_>, transfer: &ExpandedTransfer) -> Result<CopyRules, BuildError> {
     let owner = match &transfer.chown {
         Some(word) => {
             let owner = look_up_owner(&word.text, &*run.tree);
@@ -137,7 +141,7 @@ fn rules(run: &StageRun<'_>, transfer: &ExpandedTransfer, parents: bool) -> Resu
         }
         None => None,
     };
-    Ok(CopyRules { owner, mode, excludes, parents })
+    Ok(CopyRules { owner, mode, excludes })
 }
 
 fn owner_error(error: &OwnerError, span: Span) -> BuildError {
@@ -165,6 +169,9 @@ fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
                 },
             }
         }
+        CopyError::Broken(link) => {
+            Diagnostic::error(source, error.to_string()).label("leads nowhere").help(link.advice())
+        }
         CopyError::Pattern(_) => Diagnostic::error(source, error.to_string())
             .help("the JSON form is `[\"source\", \"/destination\"]`; a `[` of a name is written `[[]`"),
         CopyError::NeedsDirectory(_) => {
@@ -172,7 +179,9 @@ fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
         }
         CopyError::Conflict(_) => Diagnostic::error(destination, error.to_string()),
         CopyError::Read(error) => read_error(source, error),
-        CopyError::Path(_) | CopyError::Archive { .. } => Diagnostic::error(source, error.to_string()),
+        CopyError::Path(_) | CopyError::Archive { .. } | CopyError::Excluded(_) => {
+            Diagnostic::error(source, error.to_string())
+        }
     };
     diagnostic.into()
 }
@@ -225,6 +234,12 @@ pub(crate) fn step_error(error: LayerStepError, span: Span) -> BuildError {
             let help = if expected == 0 { NO_SIZES } else { QUIET_FOLDER };
             Diagnostic::error(span, error.to_string()).help(help).into()
         }
+        LayerStepError::Write(WriteError::Unrepresentable { .. }) => Diagnostic::error(
+            span,
+            error.to_string(),
+        )
+        .help("give it another name, or leave it out: with .dockerignore or `--exclude`, in RUN by `rm`")
+        .into(),
         other => BuildError::at(span, other.to_string()),
     }
 }
