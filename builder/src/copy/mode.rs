@@ -1,47 +1,47 @@
-//! `--chmod`: octal (`0755`) or symbolic as in chmod(1) (`u=rwX,go=rX`).
+//! `--chmod`: octal (`0755`) or symbolic (`u=rwX,go=rX`), as BuildKit reads it: the way of BSD's chmod(1), which differs
+//! from GNU's in that `u=` and `g=` clear the set-id bits of folders too, that `g=u` leaves them alone, and that `X` goes
+//! by the mode before any change.
 
 /// A change of permission bits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ModeChange {
     /// These bits, whatever they were.
     Set(u32),
-    /// Clauses, applied one after the other.
-    Symbolic(Vec<Clause>),
+    /// Changes, made one after the other.
+    Symbolic(Vec<Change>),
 }
 
-/// `[ugoa…][+-=][rwxXst…]`, the part before one operator and the letters behind it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Clause {
-    who: u32,
-    operator: Operator,
-    read: bool,
-    write: bool,
-    execute: Execute,
-    set_id: bool,
-    sticky: bool,
-    /// `u`, `g` or `o` behind the operator: take over the bits of that class.
-    copy_from: Option<u32>,
+/// One step of a symbolic mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Sets bits.
+    Set(u32),
+    /// Clears bits.
+    Clear(u32),
+    /// Sets bits of directories, and of files that somebody could execute before: `X`.
+    SetExecutable(u32),
+    /// Takes over the permissions of one class: `g=u`.
+    Copy { from: u32, to: u32, operator: Operator },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operator {
+pub(crate) enum Operator {
     Add,
     Remove,
     Assign,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Execute {
-    No,
-    Yes,
-    /// `X`: for directories, and for files that somebody may execute.
-    Sensible,
-}
-
-/// Classes as bit masks of their rwx bits.
+/// Classes as masks of their permissions.
 const USER: u32 = 0o700;
 const GROUP: u32 = 0o070;
 const OTHER: u32 = 0o007;
+/// The bits that a class stands for.
+const OF_USER: u32 = USER | 0o4000;
+const OF_GROUP: u32 = GROUP | 0o2000;
+const OF_ALL: u32 = OF_USER | OF_GROUP | OTHER;
+const SET_ID: u32 = 0o6000;
+const STICKY: u32 = 0o1000;
+const EXECUTE: u32 = 0o111;
 
 impl ModeChange {
     /// Reads the value of `--chmod`; the error says what is wrong with it.
@@ -51,37 +51,41 @@ impl ModeChange {
             let mode = u32::from_str_radix(text, 8).ok().filter(|mode| digits && *mode <= 0o7777);
             return mode.map(ModeChange::Set).ok_or_else(|| format!("`{text}` is no octal mode up to 7777"));
         }
-        let mut clauses = Vec::new();
+        let mut changes = Vec::new();
         for part in text.split(',') {
-            parse_clauses(part, &mut clauses).ok_or_else(|| {
+            parse_part(part, &mut changes).ok_or_else(|| {
                 format!(
                     "`{text}` is no mode: write octal digits such as 0755, or symbols such as u=rwX,go=rX"
                 )
             })?;
         }
-        Ok(ModeChange::Symbolic(clauses))
+        Ok(ModeChange::Symbolic(changes))
     }
 
     /// The bits that `mode` becomes.
     pub(crate) fn apply(&self, mode: u32, is_directory: bool) -> u32 {
         match self {
             ModeChange::Set(mode) => *mode,
-            ModeChange::Symbolic(clauses) => {
-                clauses.iter().fold(mode, |mode, clause| clause.apply(mode, is_directory))
+            ModeChange::Symbolic(changes) => {
+                let is_executable = is_directory || mode & EXECUTE != 0;
+                changes.iter().fold(mode, |now, change| change.apply(now, is_executable))
             }
         }
     }
 }
 
 /// Reads one comma-separated part: classes, then one or more operators with their letters.
-fn parse_clauses(text: &str, clauses: &mut Vec<Clause>) -> Option<()> {
+fn parse_part(text: &str, changes: &mut Vec<Change>) -> Option<()> {
     let operator_at = text.find(['+', '-', '='])?;
     let mut who = 0;
     for class in text[..operator_at].chars() {
-        who |= class_bits(class)?;
-    }
-    if who == 0 {
-        who = USER | GROUP | OTHER;
+        who |= match class {
+            'u' => OF_USER,
+            'g' => OF_GROUP,
+            'o' => OTHER,
+            'a' => OF_ALL,
+            _ => return None,
+        };
     }
     let mut rest = &text[operator_at..];
     while let Some(sign) = rest.chars().next() {
@@ -92,79 +96,63 @@ fn parse_clauses(text: &str, clauses: &mut Vec<Clause>) -> Option<()> {
             _ => return None,
         };
         let end = rest[1..].find(['+', '-', '=']).map_or(rest.len(), |at| at + 1);
-        clauses.push(parse_letters(who, operator, &rest[1..end])?);
+        parse_letters(if who == 0 { OF_ALL } else { who }, operator, &rest[1..end], changes)?;
         rest = &rest[end..];
     }
     Some(())
 }
 
-fn parse_letters(who: u32, operator: Operator, letters: &str) -> Option<Clause> {
-    let mut clause = Clause {
-        who,
-        operator,
-        read: false,
-        write: false,
-        execute: Execute::No,
-        set_id: false,
-        sticky: false,
-        copy_from: None,
-    };
+fn parse_letters(who: u32, operator: Operator, letters: &str, changes: &mut Vec<Change>) -> Option<()> {
+    // For others alone there are neither set-id bits nor a sticky one.
+    let special = if who == OTHER { 0 } else { SET_ID | STICKY };
+    let (mut bits, mut executable) = (0, 0);
+    let mut copies = Vec::new();
     for letter in letters.chars() {
         match letter {
-            'r' => clause.read = true,
-            'w' => clause.write = true,
-            'x' => clause.execute = Execute::Yes,
-            'X' if clause.execute == Execute::No => clause.execute = Execute::Sensible,
-            'X' => {}
-            's' => clause.set_id = true,
-            't' => clause.sticky = true,
-            'u' | 'g' | 'o' if letters.len() == 1 => clause.copy_from = class_bits(letter),
+            'r' => bits |= 0o444,
+            'w' => bits |= 0o222,
+            'x' => bits |= EXECUTE,
+            'X' if operator == Operator::Remove => bits |= EXECUTE,
+            'X' => executable = EXECUTE,
+            's' => bits |= SET_ID & special,
+            't' => bits |= STICKY & special,
+            'u' => copies.push(USER),
+            'g' => copies.push(GROUP),
+            'o' => copies.push(OTHER),
             _ => return None,
         }
     }
-    Some(clause)
-}
-
-fn class_bits(class: char) -> Option<u32> {
-    match class {
-        'u' => Some(USER),
-        'g' => Some(GROUP),
-        'o' => Some(OTHER),
-        'a' => Some(USER | GROUP | OTHER),
-        _ => None,
+    let named = bits & (who | STICKY);
+    match operator {
+        // What classes are copied from replaces their permissions by itself.
+        Operator::Assign if bits == 0 && !copies.is_empty() => {}
+        Operator::Assign => changes.extend([Change::Clear(who), Change::Set(named)]),
+        Operator::Add => changes.push(Change::Set(named)),
+        Operator::Remove => changes.push(Change::Clear(named)),
     }
+    changes.push(Change::SetExecutable(executable & who));
+    for (number, from) in copies.into_iter().enumerate() {
+        let adds_up = operator == Operator::Assign && (number > 0 || bits != 0);
+        let operator = if adds_up { Operator::Add } else { operator };
+        changes.push(Change::Copy { from, to: who & 0o777, operator });
+    }
+    Some(())
 }
 
-impl Clause {
-    fn apply(&self, mode: u32, is_directory: bool) -> u32 {
-        let execute = match self.execute {
-            Execute::No => false,
-            Execute::Yes => true,
-            Execute::Sensible => is_directory || mode & 0o111 != 0,
-        };
-        let mut bits = self.who
-            & (u32::from(self.read) * 0o444 + u32::from(self.write) * 0o222 + u32::from(execute) * 0o111);
-        if let Some(class) = self.copy_from {
-            let digit = (mode & class) >> class.trailing_zeros();
-            bits |= self.who & (digit * 0o111);
-        }
-        let mut special = 0;
-        if self.set_id {
-            special |= if self.who & USER != 0 { 0o4000 } else { 0 };
-            special |= if self.who & GROUP != 0 { 0o2000 } else { 0 };
-        }
-        if self.sticky {
-            special |= 0o1000;
-        }
-        match self.operator {
-            Operator::Add => mode | bits | special,
-            Operator::Remove => mode & !(bits | special),
-            Operator::Assign => {
-                let cleared_special = if self.who & USER != 0 { 0o4000 } else { 0 }
-                    | if self.who & GROUP != 0 { 0o2000 } else { 0 };
-                // chmod(1): "a directory's set-user-ID and set-group-ID bits are left alone unless named".
-                let kept = if is_directory && !self.set_id { 0 } else { cleared_special };
-                (mode & !(self.who | kept)) | bits | special
+impl Change {
+    fn apply(self, mode: u32, is_executable: bool) -> u32 {
+        match self {
+            Change::Set(bits) => mode | bits,
+            Change::Clear(bits) => mode & !bits,
+            Change::SetExecutable(bits) => mode | if is_executable { bits } else { 0 },
+            Change::Copy { from, to, operator } => {
+                let digit = (mode & from) >> from.trailing_zeros();
+                let bits = (digit * EXECUTE) & to;
+                match operator {
+                    Operator::Add => mode | bits,
+                    Operator::Remove => mode & !bits,
+                    Operator::Assign => (mode & !to) | bits,
+                }
             }
         }
     }
@@ -193,8 +181,21 @@ mod tests {
             ("go=", 0o777, false, 0o700),
             ("u=rw,g=u", 0o000, false, 0o660),
             ("u=rw", 0o4755, false, 0o655),
-            ("g=rx", 0o2775, true, 0o2755),
             ("u-x+w", 0o500, false, 0o600),
+            // As BuildKit, not as GNU's chmod.
+            ("g=rx", 0o2775, true, 0o755),
+            ("u=rwX,go=rX", 0o2755, true, 0o755),
+            ("u=rwX,go=rX", 0o4755, false, 0o755),
+            ("g=u", 0o2755, true, 0o2775),
+            ("g=u", 0o4755, false, 0o4775),
+            ("a-x+X", 0o4755, false, 0o4755),
+            ("a-x+X", 0o644, false, 0o644),
+            ("a-X", 0o755, true, 0o644),
+            ("go=u-w", 0o755, false, 0o755),
+            ("o=g,g=", 0o750, false, 0o705),
+            ("o+s,o+t", 0o755, true, 0o755),
+            ("=rx", 0o6777, false, 0o555),
+            ("g=ru", 0o300, false, 0o370),
         ];
         for (text, before, is_directory, after) in table {
             let found = ModeChange::parse(text).unwrap().apply(before, is_directory);
@@ -204,9 +205,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for bad in
-            ["", "8", "799", "77777", "0o755", "rwx", "z+x", "u+q", "u", "u=rw,", ",", "u=ug", "7_5", "+5"]
-        {
+        for bad in ["", "8", "799", "77777", "0o755", "rwx", "z+x", "u+q", "u", "u=rw,", ",", "7_5", "+5"] {
             assert!(ModeChange::parse(bad).is_err(), "{bad}");
         }
     }
