@@ -93,6 +93,17 @@ impl Failure {
         self
     }
 
+    /// The same failure, of writing below `path`: the disk that is full is that one, not the store's.
+    pub(crate) fn on_disk_of(mut self, path: &std::path::Path) -> Failure {
+        for hint in self.hints.iter_mut().filter(|hint| hint.as_str() == ROOM) {
+            *hint = format!(
+                "the disk that holds {} is full: free some of it, or write elsewhere",
+                path.display()
+            );
+        }
+        self
+    }
+
     /// The same failure told from further out: `context: message`.
     pub(crate) fn context(mut self, context: impl Display) -> Failure {
         self.message = format!("{context}: {}", self.message);
@@ -128,8 +139,11 @@ impl<E: std::error::Error + 'static> From<E> for Failure {
 pub(crate) fn room(message: &str) -> Option<&'static str> {
     let full = [Errno::NOSPC, Errno::DQUOT].map(|errno| format!("(os error {})", errno.raw_os_error()));
     let silent = !message.contains("rimg prune") && full.iter().any(|words| message.contains(words));
-    silent.then_some("`rimg prune` frees space in the store; `--root DIR` names another place for it")
+    silent.then_some(ROOM)
 }
+
+/// What to do when the store's disk is full.
+const ROOM: &str = "`rimg prune` frees space in the store; `--root DIR` names another place for it";
 
 /// What to do about an error that any command may meet. Messages that say it themselves get no hint.
 fn next_act(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
@@ -183,6 +197,9 @@ mod tests {
         let full = io::Error::from(Errno::NOSPC);
         let (_, text) = Failure::from(full).report();
         assert!(text.unwrap_or_default().contains("hint: `rimg prune`"));
+        let (_, text) = Failure::from(io::Error::from(Errno::NOSPC)).on_disk_of("out".as_ref()).report();
+        let text = text.unwrap_or_default();
+        assert!(text.contains("the disk that holds out is full") && !text.contains("prune"), "{text}");
         assert!(room("failed to unpack: Disk quota exceeded (os error 122)").is_some());
         assert!(room("no space left to write x: free some with `rimg prune` (os error 28)").is_none());
         assert!(room("something else (os error 2)").is_none());

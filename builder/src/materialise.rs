@@ -2,6 +2,7 @@
 //!
 //! Every path goes through [`RootDir`]: the entries' names are an image's, or a stranger's context's.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
@@ -17,14 +18,79 @@ use crate::source_tree::Content;
 /// Makes the entries, which come in layer order and with their attributes read, in `directory`. Owners are kept as far as the caller may give files
 /// away; devices are left out by those who may not make them.
 pub(crate) fn materialise(entries: &[PlannedEntry], directory: &Path, times: MtimePolicy) -> io::Result<()> {
+    write(entries, directory, times, &|_, _| Ok(()))
+}
+
+/// As [`materialise`], over what is in `directory`: what is in an entry's way goes, what no entry names stays. A
+/// directory is kept for a directory; a link is never followed, whatever it stands for, so nothing is written
+/// elsewhere.
+pub(crate) fn materialise_over(
+    entries: &[PlannedEntry],
+    directory: &Path,
+    times: MtimePolicy,
+) -> io::Result<()> {
+    write(entries, directory, times, &make_way)
+}
+
+/// What makes the place of an entry ready for it.
+type Prepare = dyn Fn(&RootDir, &Entry) -> io::Result<()>;
+
+fn write(
+    entries: &[PlannedEntry],
+    directory: &Path,
+    times: MtimePolicy,
+    prepare: &Prepare,
+) -> io::Result<()> {
     prepare_sources(entries.iter().map(|planned| &planned.content))?;
     let root = RootDir::open(directory)?;
     for planned in entries {
-        make(&root, planned).map_err(|error| named(&planned.entry.path, &error))?;
+        let made = prepare(&root, &planned.entry).and_then(|()| make(&root, planned));
+        made.map_err(|error| named(&planned.entry.path, &error))?;
     }
     // Backwards, so that making something in a directory does not change its time afterwards.
     for planned in entries.iter().rev() {
         finish(&root, &planned.entry, times).map_err(|error| named(&planned.entry.path, &error))?;
+    }
+    Ok(())
+}
+
+/// Removes what is in an entry's way.
+fn make_way(root: &RootDir, entry: &Entry) -> io::Result<()> {
+    if entry.path.is_root() || entry.is_marker() {
+        return Ok(());
+    }
+    let (parent, name) = root.parent_of(&entry.path)?;
+    let stat = match parent.stat(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    match (is_directory, &entry.kind) {
+        // It gets its mode in the end; until then its owner must be able to write to it.
+        (true, EntryKind::Directory) => match parent.set_mode(name, 0o700) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            other => other,
+        },
+        _ => parent.remove(name),
+    }
+}
+
+/// Removes from `directory` what no entry names.
+pub(crate) fn remove_others(entries: &[PlannedEntry], directory: &Path) -> io::Result<()> {
+    let root = RootDir::open(directory)?;
+    let wanted: BTreeSet<&LayerPath> = entries.iter().map(|planned| &planned.entry.path).collect();
+    let is_directory = |planned: &&PlannedEntry| planned.entry.kind == EntryKind::Directory;
+    let below = entries.iter().filter(is_directory).map(|planned| &planned.entry.path);
+    let top = LayerPath::root();
+    for directory in below.filter(|path| !path.is_root()).chain([&top]) {
+        for name in root.directory(directory)?.names()? {
+            // Whatever is no name of a layer is none that an entry has.
+            let path = directory.join(&name);
+            if !path.is_ok_and(|path| wanted.contains(&path)) {
+                let removed = root.directory(directory)?.remove(&name);
+                removed.map_err(|error| named(directory, &error))?;
+            }
+        }
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::cache::LayerRecord;
 use crate::engine::BuildResult;
 use crate::layer_plan::{LayerPlan, PlannedEntry};
 use crate::layer_tree::{LayerTree, prepare_sources};
-use crate::materialise::materialise;
+use crate::materialise::{materialise_over, remove_others};
 use crate::source_tree::Content;
 
 /// Why a result could not be written.
@@ -50,18 +50,35 @@ pub fn write_tar(store: &Store, result: &BuildResult, out: impl Write + Send) ->
     Ok(())
 }
 
-/// Writes the merged files of an image into `directory`, which is made when it is missing and must be empty. Owners
-/// are kept as far as the caller may give files away; devices are left out by those who may not make them.
+/// What becomes of other files in a directory that a result is written to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Others {
+    /// They stay.
+    #[default]
+    Kept,
+    /// They are removed, once the result is written.
+    Removed,
+}
+
+/// Writes the merged files of an image into `directory`, which is made when it is missing. Files that are there are
+/// replaced, and links among them never followed. Owners are kept as far as the caller may give files away; devices
+/// are left out by those who may not make them. After a failure a part may be written; another try writes it all.
 ///
 /// # Errors
 /// See [`OutputError`].
-pub fn write_directory(store: &Store, result: &BuildResult, directory: &Path) -> Result<(), OutputError> {
+pub fn write_directory(
+    store: &Store,
+    result: &BuildResult,
+    directory: &Path,
+    others: Others,
+) -> Result<(), OutputError> {
+    let entries = entries(store, result)?;
     std::fs::create_dir_all(directory)?;
-    if std::fs::read_dir(directory)?.next().is_some() {
-        let message = format!("`{}` is not empty", directory.display());
-        return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, message).into());
+    materialise_over(&entries, directory, MtimePolicy::Preserve)?;
+    if others == Others::Removed {
+        remove_others(&entries, directory)?;
     }
-    Ok(materialise(&entries(store, result)?, directory, MtimePolicy::Preserve)?)
+    Ok(())
 }
 
 fn entries(store: &Store, result: &BuildResult) -> Result<Vec<PlannedEntry>, OutputError> {

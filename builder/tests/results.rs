@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kit::{Workspace, build_in};
 use rimg_builder::engine::BuildOptions;
-use rimg_builder::output::{write_directory, write_tar};
+use rimg_builder::output::{Others, write_directory, write_tar};
 use rimg_formats::layer::{LayerPath, LayerReader, Limits};
 use rimg_formats::platform::Platform;
 use rimg_formats::store::{ResolvedImage, Store};
@@ -73,12 +73,59 @@ fn results_as_tar_and_directory() {
     }
     assert_eq!(names, ["750 x", "644 x/a", "750 x/b", "777 x/l"]);
     let out = workspace.root().join("out");
-    write_directory(&workspace.store, &built.result, &out).unwrap();
+    write_directory(&workspace.store, &built.result, &out, Others::Kept).unwrap();
     assert_eq!(fs::read_to_string(out.join("x/l")).unwrap(), "b");
     assert_eq!(fs::metadata(out.join("x/b")).unwrap().permissions().mode() & 0o7777, 0o750);
     let modified = fs::metadata(out.join("x/b")).unwrap().modified().unwrap();
     assert_eq!(modified.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(), 315_619_200);
-    assert!(write_directory(&workspace.store, &built.result, &out).is_err(), "it is not empty");
+}
+
+#[test]
+fn a_directory_is_written_over_and_nothing_outside_of_it() {
+    let workspace = Workspace::new();
+    workspace.file("d/a", "new").file("d/sub/b", "b").file("d/file", "f").link("d/l", "a");
+    let built = workspace.build("FROM scratch\nCOPY d /x\n");
+    let out = workspace.root().join("out");
+    let outside = workspace.root().join("outside");
+    fs::create_dir_all(out.join("x/file/full")).unwrap();
+    fs::create_dir_all(&outside).unwrap();
+    for name in ["a", "b", "kept"] {
+        fs::write(outside.join(name), "outside").unwrap();
+    }
+    // A link in the way of a file, of a directory, and a file in the way of a link; one file has a second name.
+    std::os::unix::fs::symlink(outside.join("a"), out.join("x/a")).unwrap();
+    std::os::unix::fs::symlink(&outside, out.join("x/sub")).unwrap();
+    fs::hard_link(outside.join("kept"), out.join("x/l")).unwrap();
+    fs::write(out.join("other"), "other").unwrap();
+    let write = |others| write_directory(&workspace.store, &built.result, &out, others).unwrap();
+    for _ in 0..2 {
+        write(Others::Kept);
+        let read = |path: &str| fs::read_to_string(out.join(path)).unwrap();
+        assert_eq!((read("x/a"), read("x/sub/b"), read("x/file")), ("new".into(), "b".into(), "f".into()));
+        assert_eq!(fs::read_link(out.join("x/l")).unwrap(), Path::new("a"));
+        assert_eq!(read("other"), "other");
+        assert!(!fs::symlink_metadata(out.join("x/sub")).unwrap().is_symlink());
+        for name in ["a", "b", "kept"] {
+            assert_eq!(fs::read_to_string(outside.join(name)).unwrap(), "outside", "{name}");
+        }
+        // What a directory forbids its owner is no obstacle.
+        fs::set_permissions(out.join("x/sub"), fs::Permissions::from_mode(0o500)).unwrap();
+    }
+    fs::create_dir_all(out.join("x/sub/more/deep")).unwrap();
+    std::os::unix::fs::symlink(&outside, out.join("x/elsewhere")).unwrap();
+    write(Others::Removed);
+    let names = |path: &str| {
+        let entries = fs::read_dir(out.join(path)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(
+        (names(""), names("x"), names("x/sub")),
+        (vec!["x".to_owned()], ["a", "file", "l", "sub"].map(str::to_owned).to_vec(), vec!["b".to_owned()],)
+    );
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 3);
 }
 
 #[test]

@@ -6,12 +6,13 @@ use rimg_formats::manifest::ManifestOrIndex;
 use rimg_formats::platform::Platform;
 use rimg_formats::reference::Reference;
 use rimg_formats::store::{Repository, Store};
-use rimg_formats::transfer::{CopyOptions, Platforms, Version, copy_image};
+use rimg_formats::transfer::{CopyOptions, Platforms, TransferError, Version, copy_image};
 use rimg_registry::client::{Client, RemoteRepository};
 use serde_json::json;
 
 use super::remote::{self, Bars, RemoteArgs};
 use crate::failure::Failure;
+use crate::progress::Display;
 use crate::session::Session;
 use crate::terminal::{note, print_json, print_line};
 
@@ -51,24 +52,36 @@ pub(crate) fn run(session: &Session, args: PushArgs) -> Result<(), Failure> {
         Some(_) => resolved.digest,
         None => whole(&source, &resolved.digest)?,
     };
-    let client = Client::new(args.remote.client_options());
-    let sink = remote_sink(&client, &store, &target);
     let display = args.remote.display();
-    let bars = Bars::new(&display);
-    let on_event = |event| bars.show(event);
-    let options = CopyOptions {
-        flatten: args.platform.is_some(),
-        platforms: args.platform.map_or(Platforms::All, |platform| Platforms::Only(vec![platform])),
-        referrers: true,
-        parallel: args.remote.parallel.into(),
-        on_event: Some(&on_event),
-    };
-    let pushed = copy_image(&source, &sink, &Version::Digest(digest), &options)
+    let pushed = to_registry(&source, &digest, &target, args.platform, &args.remote, &display)
         .map_err(|error| remote::explain(error, &format!("failed to push {} to {target}", args.image)))?;
     match session.json() {
         true => print_json(&json!({"name": target, "digest": pushed.digest, "mediaType": pushed.media_type})),
         false => print_line(&pushed.digest.to_string()),
     }
+}
+
+/// Pushes an image of the repository `source`, of an index the variant for `platform` alone if one is given.
+pub(crate) fn to_registry(
+    source: &Repository,
+    digest: &Digest,
+    target: &Reference,
+    platform: Option<Platform>,
+    remote: &RemoteArgs,
+    display: &Display,
+) -> Result<Descriptor, TransferError> {
+    let client = Client::new(remote.client_options());
+    let sink = remote_sink(&client, source.store(), target);
+    let bars = Bars::new(display);
+    let on_event = |event| bars.show(event);
+    let options = CopyOptions {
+        flatten: platform.is_some(),
+        platforms: platform.map_or(Platforms::All, |platform| Platforms::Only(vec![platform])),
+        referrers: true,
+        parallel: remote.parallel.into(),
+        on_event: Some(&on_event),
+    };
+    copy_image(source, &sink, &Version::Digest(*digest), &options)
 }
 
 /// What is pushed of `digest`, when all of it is wanted. Pulling brings one variant of an index; registries refuse an

@@ -66,7 +66,8 @@ pub(crate) fn with_destination(
         // The half-written file is of no use to anybody.
         let _ = std::fs::remove_file(&partial);
     }
-    named.and_then(|()| sync_name(path).context(failed()))
+    let synced = named.and_then(|()| sync_name(path).context(failed()));
+    synced.map_err(|failure| failure.on_disk_of(path))
 }
 
 /// Makes a new name survive a power cut.

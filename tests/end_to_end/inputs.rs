@@ -1,4 +1,4 @@
-//! What a build reads and takes: standard input, secrets, bases for another platform, docker's flags.
+//! What a build reads, takes and writes: standard input, bases for another platform, docker's flags, outputs.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -133,4 +133,57 @@ fn dockers_flags_are_accepted_or_explained() {
     assert!(said.starts_with("error: --ssh is docker's and not supported"), "{said}");
     let said = world.rimg(&["build", "--laod", "."]).fails(2);
     assert!(!said.contains("-- --laod"), "{said}");
+}
+
+#[test]
+fn outputs_are_written_again_and_again() {
+    let world = World::new();
+    world.write("Buildfile", "FROM scratch\nCOPY f /sub/f\n");
+    for content in ["1", "two"] {
+        world.write("f", content);
+        for output in ["out", ".", "type=local,dest=deleting,mode=delete"] {
+            world.build(".", &["-o", output]);
+        }
+        for place in ["out/sub/f", "sub/f", "deleting/sub/f"] {
+            assert_eq!(std::fs::read_to_string(world.path(place)).unwrap(), content, "{place}");
+        }
+        world.write("out/other", "");
+        world.write("deleting/other", "");
+    }
+    assert!(world.path("out/other").exists() && world.path("Buildfile").exists());
+    world.build(".", &["-o", "type=local,dest=deleting,mode=delete"]);
+    assert!(!world.path("deleting/other").exists());
+    for arguments in [&["-o", "type=oci,tar=false,dest=layout"][..], &["-o", "type=cacheonly"]] {
+        world.build(".", &[arguments, &["-t", "app:1"]].concat());
+        world.build(".", &[arguments, &["-t", "app:2"]].concat());
+    }
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(world.path("layout/index.json")).unwrap()).unwrap();
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 2, "{index}");
+    let said = world.rimg(&["build", "-o", "type=what,dest=x", "."]).fails(2);
+    assert!(said.contains("use local, tar, oci, docker, image or registry"), "{said}");
+}
+
+#[test]
+fn a_build_is_named_annotated_described_and_pushed() {
+    let world = World::new();
+    let server = Server::start(&world, "served");
+    world.write("Buildfile", "FROM scratch\nENV A=1\nCOPY Buildfile /\n");
+    let name = format!("{}/app:1", server.address);
+    let output = format!("type=image,name={name},push=true,compression=zstd,annotation.a.B=c");
+    let arguments = ["-o", &output, "--annotation", "manifest:x=y", "--metadata-file", "metadata"];
+    let digest = world.build(".", &arguments);
+    let other = world.path("other");
+    let pulled = world.rimg(&["--root", other.to_str().unwrap(), "pull", "-q", &name]).ok();
+    assert_eq!(pulled.trim(), digest);
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(world.blob("store", &digest)).unwrap()).unwrap();
+    assert_eq!(manifest["annotations"], serde_json::json!({"a.B": "c", "x": "y"}));
+    assert!(manifest["layers"][0]["mediaType"].as_str().unwrap().ends_with("+zstd"), "{manifest}");
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(world.path("metadata")).unwrap()).unwrap();
+    assert_eq!(metadata["containerimage.digest"], digest.as_str());
+    assert_eq!(metadata["image.name"], name.as_str());
+    world.build(".", &["--push", "-t", &format!("{}/app:2", server.address)]);
+    world.rimg(&["build", "--push", "."]).fails(2);
 }

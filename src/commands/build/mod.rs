@@ -11,7 +11,7 @@ mod show;
 mod signals;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rimg_builder::diagnostic::{Diagnostic, Style, render_all};
 use rimg_builder::engine::{BuildError, BuildOptions, BuildResult, Builder, UserNamespace};
@@ -20,6 +20,7 @@ use rimg_formats::epoch::Epoch;
 use rimg_formats::layer::LayerCompression;
 use rimg_formats::platform::Platform;
 use rimg_formats::reference::Reference;
+use rimg_formats::store::Store;
 use serde_json::json;
 
 use self::bases::StoreThenRegistry;
@@ -27,7 +28,7 @@ use self::docker_flags::DockerFlags;
 use self::show::Steps;
 use super::remote::RemoteArgs;
 use crate::failure::{self, Context, Failure};
-use crate::progress::{self, Display};
+use crate::progress::{self, Change, Display};
 use crate::session::Session;
 use crate::terminal::{colour_on_stderr, note, print_json, print_line};
 
@@ -74,9 +75,18 @@ pub(crate) struct BuildArgs {
     /// Write the image's digest to a file
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
-    /// Also write the result: type=oci|docker|tar|local,dest=PATH, or a folder
+    /// Also write the result: type=oci|docker|tar|local,dest=PATH, a folder, or type=image,name=NAME,push=true
     #[arg(short, long, value_name = "SPEC", value_parser = output::parse)]
     output: Vec<output::OutputSpec>,
+    /// Push the image to the registry of each of its names
+    #[arg(long)]
+    push: bool,
+    /// Set an annotation of the manifest
+    #[arg(long, value_name = "NAME=VALUE")]
+    annotation: Vec<String>,
+    /// Write what was built, as JSON, to a file
+    #[arg(long, value_name = "FILE")]
+    metadata_file: Option<PathBuf>,
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     progress: progress::Mode,
@@ -134,7 +144,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     let options = options(&args, inputs)?;
     let store = session.store()?;
     let source = options.buildfile.clone();
-    let remote = RemoteArgs { plain_http: args.plain_http, parallel: 4, ..RemoteArgs::default() };
+    let remote = remote_args(&args);
     let display = Display::new(if args.quiet { progress::Mode::Quiet } else { args.progress });
     let images =
         StoreThenRegistry { store: store.clone(), remote, always_pull: args.pull, display: &display };
@@ -152,21 +162,66 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<(), Failure> {
         // Finished steps stay in the cache, which holds on to what it needs; leases end with the process.
         Err(interrupted) => return Err(interrupted.tell(&display)),
     };
-    display.close();
-    let result = result.map_err(|error| explain(&error, &source))?;
+    let result = result.map_err(|error| {
+        display.close();
+        explain(&error, &source)
+    })?;
     for spec in &args.output {
         output::write(&store, &result, spec)?;
     }
+    if args.push || args.output.iter().any(|spec| spec.push) {
+        push(&store, &args, &result, &display)?;
+    }
+    display.close();
     tell(session, &args, &result)
 }
 
-/// The digest, for the file and for standard output.
+/// Pushes the image under each of its names.
+fn push(store: &Store, args: &BuildArgs, result: &BuildResult, display: &Display) -> Result<(), Failure> {
+    let names = named(args);
+    let Some((source, _)) = result.names.first().filter(|_| !names.is_empty()) else {
+        return Err(Failure::usage("an image without a name cannot be pushed")
+            .hint("name it: -t REGISTRY/NAME[:TAG]"));
+    };
+    let remote = remote_args(args);
+    for name in &names {
+        display.apply(Change::Note { line: format!("pushing {name}") });
+        let (source, digest) = (store.repository(source), result.manifest.digest);
+        super::push::to_registry(&source, &digest, name, None, &remote, display)
+            .map_err(|error| super::remote::explain(error, &format!("failed to push {name}")))?;
+    }
+    Ok(())
+}
+
+/// The names that the flags give the image.
+fn named(args: &BuildArgs) -> Vec<Reference> {
+    let of_outputs = args.output.iter().flat_map(|spec| &spec.names);
+    args.tag.iter().chain(of_outputs).cloned().collect()
+}
+
+fn remote_args(args: &BuildArgs) -> RemoteArgs {
+    RemoteArgs { plain_http: args.plain_http, parallel: 4, ..RemoteArgs::default() }
+}
+
+/// The digest, for the files and for standard output.
 fn tell(session: &Session, args: &BuildArgs, result: &BuildResult) -> Result<(), Failure> {
     let digest = result.manifest.digest.to_string();
     if let Some(path) = &args.iidfile {
         std::fs::write(path, &digest).context(format!("failed to write {}", path.display()))?;
     }
-    if args.output.iter().any(|spec| spec.dest == Path::new("-")) {
+    if let Some(path) = &args.metadata_file {
+        let names: Vec<String> = named(args).iter().map(Reference::to_string).collect();
+        // buildx's keys.
+        let metadata = json!({
+            "containerimage.config.digest": result.config,
+            "containerimage.descriptor": result.manifest,
+            "containerimage.digest": digest,
+            "image.name": names.join(","),
+        });
+        std::fs::write(path, format!("{metadata:#}\n"))
+            .context(format!("failed to write {}", path.display()))?;
+    }
+    if args.output.iter().any(output::OutputSpec::takes_stdout) {
         return Ok(());
     }
     match session.json() {
@@ -196,7 +251,11 @@ fn explain(error: &BuildError, source: &SourceFile) -> Failure {
 /// What the flags and the inputs ask for.
 fn options(args: &BuildArgs, mut options: BuildOptions) -> Result<BuildOptions, Failure> {
     options.target = args.target.clone();
-    options.tags = args.tag.clone();
+    options.tags = named(args);
+    for (name, value) in args.annotation.iter().map(|text| annotation(text)).collect::<Result<Vec<_>, _>>()? {
+        options.annotations.insert(name, value);
+    }
+    options.annotations.extend(args.output.iter().flat_map(|spec| spec.annotations.clone()));
     options.no_cache = args.no_cache;
     options.threads = args.threads.map_or(0, usize::from);
     options.platform = args.platform.clone().unwrap_or_else(Platform::host);
@@ -234,11 +293,33 @@ fn options(args: &BuildArgs, mut options: BuildOptions) -> Result<BuildOptions, 
     Ok(options)
 }
 
+/// `--annotation [manifest:]NAME=VALUE`: an image of one platform has a manifest and no index.
+fn annotation(text: &str) -> Result<(String, String), Failure> {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    match name.split_once(':') {
+        None => Ok((name.to_owned(), value.to_owned())),
+        Some(("manifest", name)) => Ok((name.to_owned(), value.to_owned())),
+        Some((place, _)) => {
+            Err(Failure::usage(format!("--annotation `{text}`: there is no {place} to annotate"))
+                .hint("write NAME=VALUE, or manifest:NAME=VALUE"))
+        }
+    }
+}
+
+/// What --compression says, or the outputs: layers are compressed once, for the store and everything else.
 fn compression(args: &BuildArgs) -> Result<LayerCompression, Failure> {
-    let level = args.compression_level;
+    let mut choice = Some(args.compression).filter(|choice| *choice != CompressionChoice::default());
+    let mut level = args.compression_level;
+    for spec in &args.output {
+        let differs = spec.compression.is_some_and(|asked| *choice.get_or_insert(asked) != asked)
+            || spec.compression_level.is_some_and(|asked| *level.get_or_insert(asked) != asked);
+        if differs {
+            return Err(Failure::usage("the outputs ask for several compressions: layers have one"));
+        }
+    }
     let refuse =
         |most: u8| Failure::usage(format!("--compression-level goes up to {most} with this compression"));
-    Ok(match (args.compression, level) {
+    Ok(match (choice.unwrap_or_default(), level) {
         (CompressionChoice::Gzip, None) => LayerCompression::GZIP_DEFAULT,
         (CompressionChoice::Gzip, Some(level)) if level <= 12 => LayerCompression::Gzip { level },
         (CompressionChoice::Gzip, Some(_)) => return Err(refuse(12)),
