@@ -155,8 +155,7 @@ mod tests {
     /// The table for readers is this one.
     #[test]
     fn the_documentation_has_the_same_table() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/running.md");
-        let page = std::fs::read_to_string(path).unwrap();
+        let page = include_str!("../../docs/running.md");
         let row =
             |feature: &Feature| format!("| {} | {} | {} |\n", feature.name, feature.since, feature.without);
         let table: String = FEATURES.iter().map(row).collect();

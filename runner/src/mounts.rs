@@ -196,7 +196,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let read_only =
             MountChange { read_only: true, private: true, no_dev: true, ..MountChange::default() };
-        let before = fs::read("/proc/self/mountinfo").unwrap();
         let made = in_private_namespace(|| {
             let sub = folder.path().join("sub dir");
             fs::create_dir(&sub).unwrap();
@@ -225,7 +224,8 @@ mod tests {
         assert!(!is_read_only(&original, "new") && !is_read_only(&original, "sub dir/new"));
         let flags = rustix::fs::fstatvfs(&tree).unwrap().f_flag;
         assert!(flags.contains(StatVfsMountFlags::NOEXEC | StatVfsMountFlags::NODEV), "{flags:?}");
-        assert_eq!(fs::read("/proc/self/mountinfo").unwrap(), before, "nothing is left in our own namespace");
+        let ours = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!ours.contains(folder.path().to_str().unwrap()), "nothing is left in our own namespace");
         let file = restrict_by_remount(
             clone(&folder.path().join("file"), OpenTreeFlags::empty()).as_fd(),
             read_only,

@@ -50,6 +50,9 @@ pub(crate) fn run(session: &Session, args: PruneArgs) -> Result<(), Failure> {
     }
     let report = store.prune(&options)?;
     let snapshots = super::snapshots::sweep(&store, args.dry_run)?;
+    if !args.dry_run {
+        rimg_runner::limits::sweep();
+    }
     report_freed(session, &report, snapshots, args.dry_run)
 }
 

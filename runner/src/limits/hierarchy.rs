@@ -6,6 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::unified;
+
 /// The cgroup file systems this process can see, with its own place in each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hierarchies {
@@ -55,18 +57,22 @@ impl Hierarchies {
 
     /// Whether version 2 offers `controller` at all.
     pub(crate) fn unified_has(&self, controller: &str) -> bool {
-        self.unified.as_ref().is_some_and(|(root, _)| has_controller(root, controller))
+        self.unified.as_ref().is_some_and(|(top, _)| unified::has(top, controller))
     }
 
-    /// The topmost cgroup, from the root down to our own, that we may make children in.
-    pub(crate) fn unified_base(&self, controller: &str) -> Option<PathBuf> {
-        let (root, ours) = self.unified.as_ref()?;
-        let chain: Vec<&Path> = ours.ancestors().take_while(|path| path.starts_with(root)).collect();
-        chain
-            .into_iter()
-            .rev()
-            .find(|path| writable(&path.join("cgroup.subtree_control")) && has_controller(path, controller))
-            .map(Path::to_owned)
+    /// The cgroup of version 2 to make limited children in.
+    pub(super) fn unified_base(&self, controller: &str, may_move: bool) -> Option<PathBuf> {
+        let (top, ours) = self.unified.as_ref()?;
+        unified::base(top, ours, controller, may_move)
+    }
+
+    /// Every cgroup that sandboxes of this process may be or have been in.
+    pub(super) fn bases(&self) -> Vec<PathBuf> {
+        let above = |top: &Path, ours: &Path| -> Vec<PathBuf> {
+            ours.ancestors().take_while(|path| path.starts_with(top)).map(Path::to_owned).collect()
+        };
+        let unified = self.unified.iter().flat_map(|(top, ours)| above(top, ours));
+        unified.chain(self.v1.iter().flat_map(|(_, top, ours)| above(top, ours))).collect()
     }
 
     /// Whether version 2 is mounted.
@@ -87,14 +93,9 @@ impl Hierarchies {
     fn usable(&self, controller: &str) -> bool {
         match self.v1(controller) {
             Some((_, ours)) => writable(&ours),
-            None => self.unified_base(controller).is_some(),
+            None => self.unified_base(controller, true).is_some(),
         }
     }
-}
-
-fn has_controller(cgroup: &Path, controller: &str) -> bool {
-    fs::read_to_string(cgroup.join("cgroup.controllers"))
-        .is_ok_and(|list| list.split_ascii_whitespace().any(|name| name == controller))
 }
 
 fn writable(path: &Path) -> bool {

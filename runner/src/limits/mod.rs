@@ -1,31 +1,36 @@
 //! Resource limits by cgroups, of version 2, version 1, or both.
 //!
-//! Owns [`Limits`], the cgroup of one sandbox and its removal. A limit that cannot be applied is an error that says
-//! why; it is never left out. `hierarchy` finds out where controllers live.
+//! Owns [`Limits`] and the cgroup of one sandbox. A limit that cannot be applied is an error that says why; it is never
+//! left out. `hierarchy` finds out where controllers live, `unified` where sandboxes go in version 2, `directory` makes
+//! and removes their directories.
 //!
-//! Directories, in each hierarchy that has a controller we need:
+//! In each hierarchy that has a controller we need:
 //!
 //! ```text
 //! <base>/rimg/<pid>-<n>/     one sandbox of the rimg process <pid>, which holds its lock (flock); removed at its end
+//! <base>/rimg-callers/       the processes of <base> as long as there are sandboxes, where version 2 needs that
 //! ```
 //!
-//! `<base>` is the topmost cgroup we may write to on version 2, where a cgroup with processes cannot have limited
-//! children, and our own cgroup on version 1, so that limits we live under hold for the sandbox too. Directories that
-//! nobody holds the lock of are swept when the next limited sandbox starts. A process id would not tell: another pid
-//! namespace, such as a container's that shares the cgroup tree, has processes that cannot be seen here.
+//! `<base>` is the caller's own cgroup, or one above it that nothing limits on the way to; so what limits the caller
+//! limits the sandbox too. Nothing of it stays behind, unless rimg was killed: the next limited sandbox and
+//! `rimg prune` sweep what nobody holds the lock of.
 
+mod directory;
 mod hierarchy;
+mod unified;
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::plan::CgroupMount;
+use directory::{claim, write};
 pub(crate) use hierarchy::Hierarchies;
+use unified::SANDBOXES;
+
+/// Processes and threads of a sandbox, unless told otherwise: OpenShift's default for a pod. Large builds and virtual
+/// machines stay below; eight full sandboxes fit into the 32,768 process ids of a small machine.
+const PIDS_DEFAULT: u64 = 4096;
 
 /// The scheduler's accounting period for `cpus`, in microseconds; Docker's.
 const CPU_PERIOD_MICROS: u64 = 100_000;
@@ -36,10 +41,7 @@ const CPU_MILLIS_MIN: u64 = 10;
 /// Smaller limits cannot even start a process (Docker's minimum).
 const MEMORY_BYTES_MIN: u64 = 6 << 20;
 
-/// How often a cgroup's removal is tried again while the kernel still takes its last process apart.
-const REMOVE_ATTEMPTS: u32 = 50;
-
-/// What a sandbox may use. Nothing is limited by default.
+/// What a sandbox may use. By default only the number of processes is limited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Memory in bytes; as much swap again, as with Docker.
@@ -47,7 +49,19 @@ pub struct Limits {
     /// Thousandths of a processor.
     pub cpu_millis: Option<u64>,
     /// Processes and threads.
-    pub pids: Option<u64>,
+    pub pids: PidsLimit,
+}
+
+/// How many processes and threads a sandbox may have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PidsLimit {
+    /// 4096, where that can be applied without moving anybody's processes; else as many as the caller may have.
+    #[default]
+    Default,
+    /// As many as the caller may have.
+    Unlimited,
+    /// So many. An error where it cannot be applied.
+    Max(u64),
 }
 
 /// Why a limit cannot be applied.
@@ -88,24 +102,24 @@ pub enum LimitsError {
 }
 
 impl Limits {
-    /// Whether nothing is limited, so that no cgroup is needed.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Limits::default()
-    }
-
     /// Makes a cgroup with these limits; `None` when nothing is limited.
     pub(crate) fn make_cgroup(&self) -> Result<Option<Cgroup>, LimitsError> {
-        if self.is_empty() {
+        let wanted = self.wanted();
+        if wanted.is_empty() {
             return Ok(None);
         }
         self.check()?;
         let hierarchies = Hierarchies::of_this_process();
         let mut cgroup = Cgroup::default();
-        for wanted in self.wanted() {
-            cgroup.add(&hierarchies, &wanted)?;
+        for wanted in wanted {
+            match cgroup.add(&hierarchies, &wanted) {
+                Err(LimitsError::NoController { .. } | LimitsError::NotDelegated { .. })
+                    if wanted.default => {}
+                other => other?,
+            }
         }
-        Ok(Some(cgroup))
+        let exists = cgroup.unified.is_some() || !cgroup.v1.is_empty();
+        Ok(exists.then_some(cgroup))
     }
 
     fn check(&self) -> Result<(), LimitsError> {
@@ -116,7 +130,7 @@ impl Limits {
             (_, Some(millis), _) if millis < CPU_MILLIS_MIN => {
                 format!("{millis} thousandths of a processor are less than the minimum of {CPU_MILLIS_MIN}")
             }
-            (_, _, Some(0)) => "a sandbox of no processes cannot run".to_owned(),
+            (_, _, PidsLimit::Max(0)) => "a sandbox of no processes cannot run".to_owned(),
             _ => return Ok(()),
         };
         Err(LimitsError::Invalid(problem))
@@ -128,6 +142,7 @@ impl Limits {
             wanted.push(Wanted {
                 limit: "memory",
                 controller: "memory",
+                default: false,
                 v1: vec![
                     Setting::required("memory.limit_in_bytes", bytes.to_string()),
                     Setting::optional("memory.memsw.limit_in_bytes", bytes.saturating_mul(2).to_string()),
@@ -143,6 +158,7 @@ impl Limits {
             wanted.push(Wanted {
                 limit: "processor time",
                 controller: "cpu",
+                default: false,
                 v1: vec![
                     Setting::required("cpu.cfs_period_us", CPU_PERIOD_MICROS.to_string()),
                     Setting::required("cpu.cfs_quota_us", quota.to_string()),
@@ -150,11 +166,17 @@ impl Limits {
                 v2: vec![Setting::required("cpu.max", format!("{quota} {CPU_PERIOD_MICROS}"))],
             });
         }
-        if let Some(pids) = self.pids {
+        let pids = match self.pids {
+            PidsLimit::Default => Some(PIDS_DEFAULT),
+            PidsLimit::Unlimited => None,
+            PidsLimit::Max(pids) => Some(pids),
+        };
+        if let Some(pids) = pids {
             let setting = || vec![Setting::required("pids.max", pids.to_string())];
             wanted.push(Wanted {
                 limit: "the number of processes",
                 controller: "pids",
+                default: self.pids == PidsLimit::Default,
                 v1: setting(),
                 v2: setting(),
             });
@@ -167,6 +189,8 @@ impl Limits {
 struct Wanted {
     limit: &'static str,
     controller: &'static str,
+    /// Nobody asked for it: it is left out where that takes more than making a directory.
+    default: bool,
     v1: Vec<Setting>,
     v2: Vec<Setting>,
 }
@@ -182,7 +206,7 @@ impl Setting {
         Setting { file, value, optional: false }
     }
 
-    /// For files that a kernel without swap accounting does not have.
+    /// For a file that a kernel without swap accounting does not have. Any other error counts.
     fn optional(file: &'static str, value: String) -> Setting {
         Setting { file, value, optional: true }
     }
@@ -191,60 +215,71 @@ impl Setting {
 /// The cgroup of one sandbox: a directory in each hierarchy concerned, removed when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Cgroup {
-    /// The directory; the descriptor holds its lock.
-    unified: Option<(PathBuf, OwnedFd)>,
+    unified: Option<Unified>,
     /// Directory, mount options, and the descriptor that holds the lock.
     v1: Vec<(PathBuf, String, OwnedFd)>,
 }
 
 impl Cgroup {
     fn add(&mut self, hierarchies: &Hierarchies, wanted: &Wanted) -> Result<(), LimitsError> {
-        let (limit, controller) = (wanted.limit, wanted.controller);
-        if let Some((mount, base)) = hierarchies.v1(controller) {
-            let parent = base.join("rimg");
-            let known = self.v1.iter().find(|(path, ..)| path.parent() == Some(&parent));
-            let directory = match known {
-                Some((path, ..)) => path.clone(),
-                None => {
-                    let claimed = claim(&parent).map_err(|error| error.undelegated(limit, controller))?;
-                    self.v1.push((claimed.0.clone(), mount, claimed.1));
-                    claimed.0
-                }
-            };
-            return apply(&directory, &wanted.v1);
+        if hierarchies.v1(wanted.controller).is_some() {
+            return self.add_v1(hierarchies, wanted);
         }
+        let (limit, controller) = (wanted.limit, wanted.controller);
         if !hierarchies.unified_has(controller) {
             return Err(LimitsError::NoController { limit, controller });
         }
-        if self.unified.is_none() {
-            let base = hierarchies
-                .unified_base(controller)
-                .ok_or(LimitsError::NotDelegated { limit, controller })?;
-            self.unified =
-                Some(claim(&base.join("rimg")).map_err(|error| error.undelegated(limit, controller))?);
-        }
-        let Some((directory, _)) = &self.unified else {
-            return Err(LimitsError::NotDelegated { limit, controller });
-        };
-        enable(directory, controller).map_err(|error| match error.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM | libc::EBUSY | libc::ENOENT) => {
-                LimitsError::NotDelegated { limit, controller }
+        let undelegated = || LimitsError::NotDelegated { limit, controller };
+        let made = match &self.unified {
+            Some(_) => None,
+            None => {
+                let base = hierarchies.unified_base(controller, !wanted.default).ok_or_else(undelegated)?;
+                let claimed = claim(&base.join(SANDBOXES));
+                Some(Unified::from(claimed.map_err(|error| error.undelegated(limit, controller))?))
             }
-            _ => kernel("enable a controller for", directory)(error),
+        };
+        let unified = made.as_ref().or(self.unified.as_ref()).ok_or_else(undelegated)?;
+        unified::enable(unified.base(), controller, !wanted.default).map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::EACCES | libc::EPERM | libc::EBUSY | libc::ENOENT | libc::EOPNOTSUPP) => {
+                    undelegated()
+                }
+                _ => kernel("enable a controller for", &unified.directory)(error),
+            }
         })?;
-        apply(directory, &wanted.v2)
+        apply(&unified.directory, &wanted.v2)?;
+        self.unified = made.or(self.unified.take());
+        Ok(())
+    }
+
+    fn add_v1(&mut self, hierarchies: &Hierarchies, wanted: &Wanted) -> Result<(), LimitsError> {
+        let (limit, controller) = (wanted.limit, wanted.controller);
+        let Some((mount, base)) = hierarchies.v1(controller) else {
+            return Err(LimitsError::NoController { limit, controller });
+        };
+        let parent = base.join(SANDBOXES);
+        let known = self.v1.iter().find(|(path, ..)| path.parent() == Some(&parent));
+        let directory = match known {
+            Some((path, ..)) => path.clone(),
+            None => {
+                let claimed = claim(&parent).map_err(|error| error.undelegated(limit, controller))?;
+                self.v1.push((claimed.0.clone(), mount, claimed.1));
+                claimed.0
+            }
+        };
+        apply(&directory, &wanted.v1)
     }
 
     /// The version 2 directory a process can be born in.
     pub(crate) fn directory(&self) -> Option<BorrowedFd<'_>> {
-        self.unified.as_ref().map(|(_, fd)| fd.as_fd())
+        self.unified.as_ref().map(|unified| unified.lock.as_fd())
     }
 
     /// Puts a process into the version 1 directories; that of version 2 it was born in.
     pub(crate) fn join(&self, pid: i32) -> Result<(), LimitsError> {
         for (directory, ..) in &self.v1 {
             let path = directory.join("cgroup.procs");
-            fs::write(&path, pid.to_string()).map_err(kernel("write", &path))?;
+            write(&path, &pid.to_string()).map_err(kernel("write", &path))?;
         }
         Ok(())
     }
@@ -260,93 +295,56 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if let Some((directory, _)) = &self.unified {
-            remove(directory);
-        }
         for (directory, ..) in &self.v1 {
-            remove(directory);
+            directory::remove(directory);
         }
     }
 }
 
-/// Makes a directory of our own in `parent` and locks it. What dead processes left there is swept first.
-fn claim(parent: &Path) -> Result<(PathBuf, OwnedFd), LimitsError> {
-    fs::create_dir_all(parent).map_err(kernel("make", parent))?;
-    sweep(parent);
-    loop {
-        let directory = parent.join(unique_name());
-        match fs::create_dir(&directory) {
-            // Of a process with our number in another pid namespace.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-            made => made.map_err(kernel("make", &directory))?,
-        }
-        // Somebody's sweep may have come between.
-        if let Some(lock) = lock(&directory).map_err(kernel("lock", &directory))? {
-            return Ok((directory, lock));
-        }
+/// A directory of version 2, removed when dropped.
+#[derive(Debug)]
+struct Unified {
+    directory: PathBuf,
+    lock: OwnedFd,
+}
+
+impl From<(PathBuf, OwnedFd)> for Unified {
+    fn from((directory, lock): (PathBuf, OwnedFd)) -> Unified {
+        Unified { directory, lock }
     }
 }
 
-/// Locks a directory; `None` when somebody else has it, or has removed it.
-fn lock(directory: &Path) -> io::Result<Option<OwnedFd>> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = match rustix::fs::open(directory, flags, Mode::empty()) {
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
-        opened => opened?,
-    };
-    let locked = rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok();
-    Ok((locked && directory.exists()).then_some(fd))
-}
-
-/// Removes the directories that nobody holds the lock of. What is busy stays for the next time.
-fn sweep(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        if let Ok(Some(_lock)) = lock(&entry.path()) {
-            kill_all(&entry.path());
-            let _ = fs::remove_dir(entry.path());
-        }
+impl Unified {
+    /// The cgroup that has the sandboxes' directories.
+    fn base(&self) -> &Path {
+        self.directory.ancestors().nth(2).unwrap_or(&self.directory)
     }
 }
 
-/// Kills every process of a cgroup, where the kernel can: version 2 since Linux 5.14.
-fn kill_all(directory: &Path) {
-    let file = fs::OpenOptions::new().write(true).open(directory.join("cgroup.kill"));
-    let _ = file.and_then(|mut file| io::Write::write_all(&mut file, b"1"));
-}
-
-/// Kills what is left in a cgroup, where the kernel can, and removes it.
-fn remove(directory: &Path) {
-    kill_all(directory);
-    for _ in 0..REMOVE_ATTEMPTS {
-        match fs::remove_dir(directory) {
-            // Processes that have been reaped leave their cgroup a moment later.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-            // The next limited sandbox sweeps what is left once this process has ended.
-            Ok(()) | Err(_) => return,
-        }
+impl Drop for Unified {
+    fn drop(&mut self) {
+        directory::remove(&self.directory);
+        unified::restore(self.base());
     }
 }
 
-/// Enables a controller on the way from the base to `directory`, which is `<base>/rimg/<name>`.
-fn enable(directory: &Path, controller: &str) -> io::Result<()> {
-    let text = format!("+{controller}");
-    for ancestor in [directory.ancestors().nth(2), directory.parent()].into_iter().flatten() {
-        let enabled = fs::read_to_string(ancestor.join("cgroup.subtree_control"))?;
-        if !enabled.split_ascii_whitespace().any(|name| name == controller) {
-            fs::write(ancestor.join("cgroup.subtree_control"), &text)?;
+/// Removes what killed runs left in this process's cgroups and those above.
+pub fn sweep() {
+    for base in Hierarchies::of_this_process().bases() {
+        let sandboxes = base.join(SANDBOXES);
+        if sandboxes.exists() {
+            directory::sweep(&sandboxes);
+            let _ = std::fs::remove_dir(&sandboxes);
         }
+        unified::restore(&base);
     }
-    Ok(())
 }
 
 fn apply(directory: &Path, settings: &[Setting]) -> Result<(), LimitsError> {
     for setting in settings {
         let path = directory.join(setting.file);
-        match fs::write(&path, &setting.value) {
-            Err(_) if setting.optional => {}
+        match write(&path, &setting.value) {
+            Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
             other => other.map_err(kernel("write", &path))?,
         }
     }
@@ -372,49 +370,37 @@ impl LimitsError {
     }
 }
 
-fn unique_name() -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn numbers_that_make_no_sense_are_refused() {
         let limits = |memory_bytes, cpu_millis, pids| Limits { memory_bytes, cpu_millis, pids };
-        for wrong in [limits(Some(5), None, None), limits(None, Some(1), None), limits(None, None, Some(0))] {
+        let default = PidsLimit::Default;
+        for wrong in [
+            limits(Some(5), None, default),
+            limits(None, Some(1), default),
+            limits(None, None, PidsLimit::Max(0)),
+        ] {
             assert!(matches!(wrong.check(), Err(LimitsError::Invalid(_))), "{wrong:?}");
         }
-        assert!(limits(Some(64 << 20), Some(500), Some(10)).check().is_ok());
+        assert!(limits(Some(64 << 20), Some(500), PidsLimit::Max(10)).check().is_ok());
     }
 
-    /// An ordinary directory locks as a cgroup's does.
-    #[test]
-    fn a_living_processs_directory_survives_a_sweep_and_a_dead_ones_does_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let (live, _lock) = claim(folder.path()).unwrap();
-        // As `kill -9` leaves one, and with the number of a process that does live here.
-        let dead = folder.path().join(format!("{}-999", std::process::id()));
-        fs::create_dir(&dead).unwrap();
-        let (other, _other_lock) = claim(folder.path()).unwrap();
-        assert!(live.exists() && other.exists() && live != other);
-        assert!(!dead.exists());
+    fn shown(limits: Limits) -> Vec<String> {
+        let wanted = limits.wanted();
+        let settings = wanted.iter().flat_map(|wanted| wanted.v2.iter().chain(&wanted.v1));
+        settings.map(|setting| format!("{}={}", setting.file, setting.value)).collect()
     }
 
     #[test]
     fn limits_become_the_kernels_numbers() {
-        let limits = Limits { memory_bytes: Some(1 << 30), cpu_millis: Some(1500), pids: Some(7) };
-        let shown: Vec<_> = limits
-            .wanted()
-            .iter()
-            .flat_map(|wanted| wanted.v2.iter().chain(&wanted.v1))
-            .map(|setting| format!("{}={}", setting.file, setting.value))
-            .collect();
+        let limits = Limits { memory_bytes: Some(1 << 30), cpu_millis: Some(1500), pids: PidsLimit::Max(7) };
         assert_eq!(
-            shown,
+            shown(limits),
             [
                 "memory.max=1073741824",
                 "memory.swap.max=1073741824",
@@ -427,5 +413,19 @@ mod tests {
                 "pids.max=7",
             ]
         );
+        assert_eq!(shown(Limits::default()), ["pids.max=4096", "pids.max=4096"]);
+        assert!(shown(Limits { pids: PidsLimit::Unlimited, ..Limits::default() }).is_empty());
+    }
+
+    /// Swap accounting may not be there; a limit on swap that the kernel refuses is another thing.
+    #[test]
+    fn only_a_file_that_is_not_there_makes_a_setting_optional() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = [Setting::optional("memory.swap.max", "1".to_owned())];
+        apply(folder.path(), &settings).unwrap();
+        // What refuses to be written, whoever writes it.
+        fs::create_dir(folder.path().join("memory.swap.max")).unwrap();
+        assert!(matches!(apply(folder.path(), &settings), Err(LimitsError::Kernel { .. })));
+        assert!(apply(folder.path(), &[Setting::required("pids.max", "1".to_owned())]).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use rimg_runner::capabilities::CapabilitySet;
-use rimg_runner::limits::Limits;
+use rimg_runner::limits::{Limits, PidsLimit};
 use rimg_runner::spec::{EtcFile, Mount, MountKind, Network, Seccomp, Upper};
 use rimg_runner::userns::Mapping;
 
@@ -178,6 +178,8 @@ fn the_hosts_sys_and_cgroups_are_not_shown() {
             for t in /sys/devices/system/cpu/cpu[0-9]*/thermal_throttle; do test -d $t && ls $t; done; true";
         let mut spec = root.shell(script);
         spec.network = network;
+        // Without a limit there is not even the sandbox's own cgroup to show.
+        spec.limits.pids = PidsLimit::Unlimited;
         let seen = output(spec);
         let words: Vec<&str> = seen.split_whitespace().collect();
         assert_eq!(words[..3], ["0", "0", "0"], "{network:?}: {seen}");
@@ -330,7 +332,7 @@ fn limits_hold() {
     if !["memory", "cpu", "pids"].iter().all(|controller| usable.contains(controller)) {
         let root = Root::new();
         let mut spec = root.spec(&["true"]);
-        spec.limits = Limits { pids: Some(5), memory_bytes: Some(64 << 20), cpu_millis: None };
+        spec.limits = Limits { pids: PidsLimit::Max(5), memory_bytes: Some(64 << 20), cpu_millis: None };
         let error = try_run(spec).unwrap_err().to_string();
         assert!(error.contains("limit"), "{error}");
         return skipped(
@@ -340,16 +342,19 @@ fn limits_hold() {
     }
     let root = Root::new();
     let mut spec = root.shell("for i in 1 2 3 4 5 6 7 8 9; do sleep 100 & done");
-    spec.limits = Limits { pids: Some(6), memory_bytes: Some(64 << 20), cpu_millis: Some(500) };
+    spec.limits = Limits { pids: PidsLimit::Max(6), memory_bytes: Some(64 << 20), cpu_millis: Some(500) };
     let outcome = try_run(spec).unwrap();
     assert!(outcome.stderr.contains("fork"), "{outcome:?}");
     let mut spec = root.shell("cat /sys/fs/cgroup/pids/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids.max");
-    spec.limits = Limits { pids: Some(6), ..Limits::default() };
+    spec.limits = Limits { pids: PidsLimit::Max(6), ..Limits::default() };
     assert_eq!(output(spec), "6\n");
     let mut spec =
         root.shell("head -c 200000000 /dev/zero | dd bs=200000000 count=1 of=/dev/null iflag=fullblock");
     spec.limits = Limits { memory_bytes: Some(32 << 20), ..Limits::default() };
     assert_eq!(try_run(spec).unwrap().status.code, 137);
+    let mut spec = root.shell("cat /sys/fs/cgroup/pids/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids.max");
+    spec.limits = Limits::default();
+    assert_eq!(output(spec), "4096\n");
     let leftovers = format!("{}-", std::process::id());
     let found = walk_cgroups(&leftovers);
     assert!(found.is_empty(), "{found:?}");

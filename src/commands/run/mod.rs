@@ -159,7 +159,13 @@ fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Resul
     spec.limits = limits::Limits {
         memory_bytes: args.memory.filter(|bytes| *bytes > 0),
         cpu_millis: args.cpus.filter(|millionths| *millionths > 0).map(|millionths| millionths / 1000),
-        pids: args.pids_limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0),
+        pids: match args.pids_limit {
+            None => limits::PidsLimit::Default,
+            Some(limit) => u64::try_from(limit)
+                .ok()
+                .filter(|limit| *limit > 0)
+                .map_or(limits::PidsLimit::Unlimited, limits::PidsLimit::Max),
+        },
     };
     spec.mounts = mounts(args)?;
     if args.tty {
