@@ -97,7 +97,8 @@ fn plan_transfer(
     mut add: impl FnMut(&mut CopyPlanner<'_>, &Word, bool) -> Result<(), CopyError>,
 ) -> Result<LayerPlan, BuildError> {
     let written = &transfer.destination;
-    let destination = Destination::parse(&written.text, run.image.working_directory());
+    let text = if written.text.is_empty() { "./" } else { &written.text };
+    let destination = Destination::parse(text, run.image.working_directory());
     let destination = destination.map_err(|error| BuildError::at(written.span, error.to_string()))?;
     let rules = rules(run, transfer)?;
     // `--link`: the layer is made on nothing, so that it is the same on every base. What the base has at its paths,

@@ -202,10 +202,7 @@ impl<'a> Evaluation<'a> {
                 TransferSource::Heredoc(heredoc) => self.file(heredoc)?,
             });
         }
-        let mut destination = self.word(&transfer.destination).map_err(blank_in_path)?;
-        if destination.text.is_empty() {
-            "./".clone_into(&mut destination.text);
-        }
+        let destination = self.word(&transfer.destination).map_err(blank_in_path)?;
         if sources.len() > 1 && !is_directory(&destination.text) {
             return Err(Diagnostic::error(destination.span, "several sources want a directory")
                 .label("does not end in `/`")
@@ -229,10 +226,10 @@ impl<'a> Evaluation<'a> {
     fn file(&mut self, heredoc: &Heredoc) -> Result<ExpandedSource> {
         let content = match heredoc.expand {
             true => {
-                let word = Word { text: heredoc.content.clone(), span: heredoc.content_span };
+                let word = Word { text: heredoc.text().into_owned(), span: heredoc.content_span };
                 self.fill(&word, false)?.0
             }
-            false => heredoc.content.clone(),
+            false => heredoc.text().into_owned(),
         };
         Ok(ExpandedSource::File { name: heredoc.name.clone(), content, span: heredoc.span })
     }
@@ -269,9 +266,10 @@ fn run_command(run: &Run) -> RunCommand {
     match (&run.command, run.heredocs.as_slice()) {
         (Command::Exec(words), _) => RunCommand::Exec(texts(words)),
         (Command::Shell(text), [only]) if only.is_all_of(&text.text) => {
-            match only.content.starts_with("#!") {
-                true => RunCommand::Script { name: only.name.clone(), content: only.content.clone() },
-                false => RunCommand::Shell(only.content.clone()),
+            let content = only.text().into_owned();
+            match content.starts_with("#!") {
+                true => RunCommand::Script { name: only.name.clone(), content },
+                false => RunCommand::Shell(content),
             }
         }
         (Command::Shell(text), heredocs) => {
@@ -311,8 +309,14 @@ fn texts(words: &[Word]) -> Vec<String> {
     words.iter().map(|word| word.text.clone()).collect()
 }
 
+/// Whether a destination is one by its form. An empty one is the working directory.
 fn is_directory(path: &str) -> bool {
-    path.ends_with('/') || path == "." || path == ".." || path.ends_with("/.") || path.ends_with("/..")
+    path.is_empty()
+        || path.ends_with('/')
+        || path == "."
+        || path == ".."
+        || path.ends_with("/.")
+        || path.ends_with("/..")
 }
 
 /// The signals of Linux, with or without `SIG`, or their numbers.

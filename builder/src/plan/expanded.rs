@@ -65,7 +65,7 @@ pub enum ExpandedCommand {
 pub struct ExpandedTransfer {
     /// The sources, at least one.
     pub sources: Vec<ExpandedSource>,
-    /// The destination; a `/` at the end means a directory.
+    /// The destination; a `/` at the end means a directory, and nothing at all the working directory.
     pub destination: Word,
     /// `user[:group]`, names or numbers.
     pub chown: Option<Word>,

@@ -125,7 +125,7 @@ impl Parts<'_> {
         let expand = if heredoc.expand { " expand" } else { "" };
         let tabs = if heredoc.strip_tabs { " strip-tabs" } else { "" };
         let descriptor = heredoc.descriptor.map_or_else(String::new, |number| format!(" {number}"));
-        self.line("heredoc", &format!("{:?}{expand}{tabs}{descriptor} {:?}", heredoc.name, heredoc.content));
+        self.line("heredoc", &format!("{:?}{expand}{tabs}{descriptor} {:?}", heredoc.name, heredoc.text()));
     }
 
     fn transfer(&mut self, transfer: &Transfer) {

@@ -1,5 +1,7 @@
 //! Here-documents: recognising `<<NAME` in an instruction, and the file that its body makes.
 
+use std::borrow::Cow;
+
 use super::text::Piece;
 use super::words;
 use crate::expand::Expander;
@@ -12,11 +14,11 @@ pub struct Heredoc {
     pub name: String,
     /// Whether variables in the body are expanded (by COPY and ADD): false if the word was quoted.
     pub expand: bool,
-    /// Whether leading tabs were stripped (`<<-`).
+    /// Whether the tabs before each line are no part of the text (`<<-`).
     pub strip_tabs: bool,
     /// The file descriptor digits before `<<`, if any.
     pub descriptor: Option<u32>,
-    /// The body, every line with its line end.
+    /// The body as written, every line with its line end.
     pub content: String,
     /// Where the `<<NAME` stands.
     pub span: Span,
@@ -25,6 +27,14 @@ pub struct Heredoc {
 }
 
 impl Heredoc {
+    /// What the body says: `content` without the tabs that are no part of it.
+    pub fn text(&self) -> Cow<'_, str> {
+        match self.strip_tabs {
+            true => self.content.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect(),
+            false => Cow::Borrowed(&self.content),
+        }
+    }
+
     /// Whether the here-document is all that an instruction's `arguments` say.
     pub(crate) fn is_all_of(&self, arguments: &str) -> bool {
         let mut words = arguments.split_whitespace();

@@ -136,9 +136,9 @@ impl<'a> Lines<'a> {
         while let Some(line) = self.peek() {
             self.advance();
             let raw = &self.source.text()[line.start..self.source.line_range(self.next - 1).end];
-            let (raw, text) = match marker.strip_tabs {
-                true => (raw.trim_start_matches('\t'), line.text.trim_start_matches('\t')),
-                false => (raw, line.text),
+            let text = match marker.strip_tabs {
+                true => line.text.trim_start_matches('\t'),
+                false => line.text,
             };
             if text == marker.name {
                 let span = self.origin.unwrap_or(Span::new(begin, line.start));
