@@ -47,29 +47,21 @@ fn target(stages: &[Stage], target: Option<&str>) -> Result<usize, Diagnostic> {
     })
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Mark {
-    New,
-    Open,
-    Done,
-}
-
 /// Numbers of the needed stages in order of execution. Without recursion: a file may chain thousands.
 fn needed(stages: &[Stage], target: usize) -> Result<Vec<usize>, Diagnostic> {
-    let mut marks = vec![Mark::New; stages.len()];
+    let mut is_done = vec![false; stages.len()];
     let mut order = Vec::new();
     let mut path = vec![target];
     while let Some(&number) = path.last() {
-        marks[number] = Mark::Open;
         let dependencies = &stages[number].dependencies;
-        if let Some(&open) = dependencies.iter().find(|dependency| marks[**dependency] == Mark::Open) {
-            let open_at = path.iter().position(|stage| *stage == open).unwrap_or(0);
-            return Err(cycle(stages, &path[open_at..]));
+        // Earlier stages alone, so that no circle can close.
+        if let Some(&later) = dependencies.iter().find(|dependency| **dependency > number) {
+            return Err(from_later(stages, number, later));
         }
-        match dependencies.iter().find(|dependency| marks[**dependency] == Mark::New) {
+        match dependencies.iter().find(|dependency| !is_done[**dependency]) {
             Some(&next) => path.push(next),
             None => {
-                marks[number] = Mark::Done;
+                is_done[number] = true;
                 order.push(number);
                 path.pop();
             }
@@ -78,18 +70,19 @@ fn needed(stages: &[Stage], target: usize) -> Result<Vec<usize>, Diagnostic> {
     Ok(order)
 }
 
-fn cycle(stages: &[Stage], members: &[usize]) -> Diagnostic {
-    let name = |number: &usize| stages[*number].name.clone().unwrap_or_else(|| number.to_string());
-    let mut names: Vec<String> = members.iter().map(name).collect();
-    names.push(names[0].clone());
-    let last = &stages[members[members.len() - 1]];
-    let to_first = |source: &CopySource| *source == CopySource::Stage(members[0]);
+fn from_later(stages: &[Stage], number: usize, later: usize) -> Diagnostic {
+    let name = |number: usize| stages[number].name.clone().unwrap_or_else(|| number.to_string());
+    let is_later = |source: &CopySource| *source == CopySource::Stage(later);
+    let stage = &stages[number];
     let step =
-        last.steps.iter().find(|step| to_first(&step.source) || step.mount_sources.iter().any(to_first));
-    let span = step.map_or(last.from.span, |step| step.triggered_by.unwrap_or(step.instruction.span));
-    Diagnostic::error(span, format!("stages need each other: {}", names.join(" -> ")))
-        .label("this closes the circle")
-        .help("move what both need into a stage of its own")
+        stage.steps.iter().find(|step| is_later(&step.source) || step.mount_sources.iter().any(is_later));
+    let span = step.map_or(stage.from.span, |step| step.triggered_by.unwrap_or(step.instruction.span));
+    let message = format!("stage `{}` comes after stage `{}`, which needs it", name(later), name(number));
+    Diagnostic::error(span, message).label("only earlier stages can be copied from").help(format!(
+        "move stage `{}` in front of stage `{}`",
+        name(later),
+        name(number)
+    ))
 }
 
 /// Numbers of the file to places in the graph.

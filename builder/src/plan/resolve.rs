@@ -51,7 +51,7 @@ impl Names<'_> {
         Ok(Base::Image(text.to_owned()))
     }
 
-    /// The source of a COPY or mount in stage `current`. Later stages count too.
+    /// The source of a COPY or mount in stage `current`. Later stages count too: where such a stage is needed, that is refused.
     pub(super) fn source(
         &self,
         text: &str,
