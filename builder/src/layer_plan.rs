@@ -176,6 +176,8 @@ impl LayerPlan {
     ) -> Result<(), PlanConflict> {
         let found = match self.entries.get(path) {
             Some(planned) => Some(planned.entry.kind.clone()),
+            // The parents are planned, as directories.
+            None if self.opaque.is_empty() => below.lookup(path)?.map(|node| node.kind),
             None => self.over(below).lookup(path)?.map(|node| node.kind),
         };
         match found {

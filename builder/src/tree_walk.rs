@@ -86,7 +86,6 @@ pub(crate) fn walk<E: From<io::Error>>(
 impl<E: From<io::Error>, F: FnMut(Found) -> Result<(), E>> Walk<'_, F> {
     fn child(&mut self, parent: &Directory, name: &[u8], mut node: SourceNode) -> Result<(), E> {
         let inside = parent.inside.join(name).map_err(io::Error::other)?;
-        let mut path = parent.path.join(name).map_err(io::Error::other)?;
         let Wanted { included, excluded, .. } = self.wanted;
         let text = match (included, excluded) {
             (None, None) => String::new(),
@@ -101,6 +100,10 @@ impl<E: From<io::Error>, F: FnMut(Found) -> Result<(), E>> Walk<'_, F> {
         let (matched, includes_down) = enter(included, &parent.included);
         let (is_excluded, excludes_down) = enter(excluded, &parent.excluded);
         let wanted = (matched || included.is_none()) && !is_excluded && !node.excluded;
+        if wanted && !node.is_directory() {
+            return self.meet(parent, Found { inside, node, on_the_way: false });
+        }
+        let mut path = parent.path.join(name).map_err(io::Error::other)?;
         if !wanted && self.leads_on(&inside, &node) {
             let landing = land(self.tree, &path)?;
             if let Some(directory) = landing.node.filter(SourceNode::is_directory) {
@@ -108,11 +111,7 @@ impl<E: From<io::Error>, F: FnMut(Found) -> Result<(), E>> Walk<'_, F> {
             }
         }
         if !node.is_directory() {
-            return if wanted {
-                self.meet(parent, Found { inside, node, on_the_way: false })
-            } else {
-                Ok(())
-            };
+            return Ok(());
         }
         let more_below = |patterns: Option<&IgnorePatterns>, negated| {
             patterns.is_none_or(|patterns| patterns.may_match_below(&text, negated))
