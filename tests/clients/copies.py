@@ -53,7 +53,8 @@ for ignore in ["**\n!**/*.go\n", "*\n!**/*.go\n", "*\n!src/*.go\n", "node_module
                "docs/b/*.md\n!docs/\n", "*\n!docs\n**/*.md\n", "*\n!src/**\n", "a?\n! a1\n", " a1\n", "\ufeffa1\n",
                "a1\r\nbin\r\n", "***/c.md\n", "d**/c.md\n", "/a1\n./a2\n", "*\n!api\n!docs/b\n", "!a1\n*\n",
                "[^a]*\n", "src/\n!src/g/\n"]:
-    case(f"ignore {ignore!r}", {**ALLOW, ".dockerignore": ignore}, "FROM scratch\nCOPY . /d/\n")
+    # Exceptions are read in today's way since 2022.
+    case(f"ignore {ignore!r}", {**ALLOW, ".dockerignore": ignore}, "FROM scratch\nCOPY . /d/\n", newer="!" in ignore)
     flags = " ".join("--exclude=" + line.strip() for line in ignore.strip("\ufeff\n").split("\n"))
     if not any(character in flags for character in "\r \\!") or "! " not in flags:
         if "=/" not in flags and "\ufeff" not in ignore:
@@ -111,7 +112,6 @@ ARCHIVES = {
     "links within": [("a", "file", "a"), ("b", "hard", "a"), ("c", "link", "a")],
     "a path twice": [("a", "file", "1"), ("a", "file", "2")],
     "a path twice, file then folder": [("a", "file", "1"), ("a", "dir", ""), ("a/b", "file", "2")],
-    "a link and an entry below it": [("real", "dir", ""), ("lnk", "link", "real"), ("lnk/f", "file", "f")],
     "a link and a folder over it": [("real", "dir", ""), ("lnk", "link", "real"), ("lnk", "dir", ""), ("lnk/f", "file", "f")],
 }
 for name, entries in ARCHIVES.items():

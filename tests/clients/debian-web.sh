@@ -7,6 +7,7 @@
 #   run       rimg, docker, podman: the same HTTP answers
 #   foreign   images made by docker, podman, buildah, umoci: pulled, loaded and run by rimg
 #   modules   crane, regctl, oras: copy, push, pull and validate
+#   copies    COPY, ADD and .dockerignore beside docker's: whole trees
 #
 #   RIMG=PATH tests/clients/debian-web.sh          all of it (root; the peers must be installed: .ci/packages)
 #   ONLY='foreign modules' …                       these phases alone; what they need is made first
@@ -28,6 +29,11 @@ EXAMPLE=$(cd "$here/../../examples/debian-web" && pwd)
 # The suite's own servers are asked directly, whatever proxy the machine uses for the rest.
 export no_proxy=127.0.0.1 NO_PROXY=127.0.0.1
 
+# What a newer BuildKit alone knows is left out: see the script.
+copies() {
+    python3 tests/clients/copies.py --rimg "$RIMG" --docker-host "unix://$PEERS_DIR/dk/sock"
+}
+
 main() {
     need 'scratch directory' peers_init
     CONTEXT=$PEERS_DIR/context
@@ -43,7 +49,7 @@ main() {
     SECOND=$RIMG_SERVE
     need 'docker-registry runs' start_docker_registry
     phase push && check_push
-    if wanted pull || wanted run || wanted foreign; then
+    if wanted pull || wanted run || wanted foreign || wanted copies; then
         need 'dockerd runs' start_dockerd
         need 'containerd runs' start_containerd
     fi
@@ -51,6 +57,7 @@ main() {
     phase run && check_run
     phase foreign && check_foreign
     phase modules && check_modules
+    phase copies && step 'COPY, ADD and ignore rules as docker' copies
     step 'the store is whole' "$RIMG" --root "$STORE" fsck
     step 'the second store is whole' "$RIMG" --root "$PEERS_DIR/second" fsck
     step 'the server is still the same process' kill -0 "$LOCAL_PID"
