@@ -76,6 +76,21 @@ impl IdMap {
         IdMap(text.lines().filter_map(range).collect())
     }
 
+    /// The largest id that follows 0 without a gap.
+    pub(crate) fn last(&self) -> u32 {
+        let mut next = 0u32;
+        while let Some((first, count)) = self
+            .0
+            .iter()
+            .find(|(first, count)| next.checked_sub(*first).is_some_and(|offset| offset < *count))
+        {
+            // The last number of all is no id.
+            let Some(end) = first.checked_add(*count) else { return u32::MAX - 1 };
+            next = end;
+        }
+        next.saturating_sub(1)
+    }
+
     fn has(&self, id: u32) -> bool {
         self.0.iter().any(|(first, count)| id.checked_sub(*first).is_some_and(|offset| offset < *count))
     }

@@ -24,6 +24,7 @@ use crate::message::{self, Message, SetupFailure};
 use crate::mounts;
 use crate::payload::{self, Prepared};
 use crate::plan::{Op, Plan};
+use crate::spec::Tmpfs;
 use crate::sys::{self, MountChange};
 use crate::tree::{self, OrFail, PointKind, Tree, attach, attach_at, new_file_system};
 
@@ -32,6 +33,9 @@ pub(crate) const MARKER: &str = "rimg-init";
 
 /// Exit status of init when set-up fails, as `docker run` has it for the daemon's own errors.
 pub(crate) const EXIT_SETUP: i32 = 125;
+
+/// The mode of a new tmpfs, as of `/tmp`.
+const STICKY: u32 = 0o1777;
 
 /// Runs init if this process was executed as one, and then never returns.
 pub(crate) fn main_if_requested() {
@@ -60,6 +64,8 @@ pub(crate) fn main_if_requested() {
 }
 
 fn adopt(plan_fd: i32) -> std::io::Result<(Plan, OwnedFd)> {
+    // What is made for mounts and the working directory has the same modes whoever the caller is.
+    rustix::process::umask(Mode::from(0o022));
     // Undumpable: no process inside may trace init or open its files through /proc, whatever its ids.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     rustix::thread::set_name(c"rimg-init")?;
@@ -194,7 +200,8 @@ impl Setup {
             }
             Op::Sys(kind) => kernel_fs::mount_sys(tree, *kind),
             Op::Cgroups(mounts) => kernel_fs::mount_cgroups(tree, mounts),
-            Op::EtcFile { target, content, mode, owner } => give_file(tree, target, content, *mode, *owner),
+            Op::NetworkSettings { ping_group_last } => kernel_fs::set_network(tree, *ping_group_last),
+            Op::EtcFile { .. } => give_file(tree, op),
             Op::Attach { mount, directory, target } => {
                 let kind = if *directory { PointKind::Directory } else { PointKind::File };
                 let point = tree.mount_point(target, kind)?;
@@ -202,7 +209,8 @@ impl Setup {
                 attach(mount.as_fd(), point.as_fd())
                     .or_fail(|| format!("attach a mount at {}", target.display()))
             }
-            Op::Tmpfs { .. } => mount_tmpfs(tree, op),
+            Op::Tmpfs { target, tmpfs, read_only } => mount_tmpfs(tree, target, tmpfs, *read_only),
+            Op::Volume { target, read_only } => mount_volume(tree, target, *read_only),
             Op::Mask(path) => kernel_fs::mask(tree, path),
             Op::MaskThrottling => kernel_fs::mask_throttling(tree),
             Op::ReadOnly(path) => kernel_fs::make_read_only(tree, path),
@@ -263,17 +271,18 @@ fn leave_old_root(tree: &Tree) -> Result<(), SetupFailure> {
 
 /// Writes `content` to a file of the /dev tmpfs, or of one of its own where programs may be executed if the mode says
 /// so, and binds it at `target`: it never touches the root's own files.
-fn give_file(
-    tree: &mut Tree,
-    target: &OsStr,
-    content: &[u8],
-    mode: u32,
-    owner: (u32, u32),
-) -> Result<(), SetupFailure> {
+fn give_file(tree: &mut Tree, op: &Op) -> Result<(), SetupFailure> {
+    let Op::EtcFile { target, content, mode, owner, optional } = op else {
+        return Ok(());
+    };
+    let (mode, owner) = (*mode, *owner);
     const TEMPORARY: &str = ".rimg-file";
     const EXECUTABLE: &str = ".rimg-executable";
     let operation = || format!("provide {}", target.display());
-    let point = tree.mount_point(target, PointKind::File)?;
+    let point = match tree.mount_point(target, PointKind::File) {
+        Err(failure) if *optional && failure.errno == libc::EROFS => return Ok(()),
+        other => other?,
+    };
     let dev = tree.dev.as_ref().ok_or_else(no_root)?;
     if mode & 0o111 == 0 {
         let mount = file_in(dev.as_fd(), TEMPORARY, content, mode, owner).or_fail(operation)?;
@@ -313,27 +322,47 @@ fn file_in(
     Ok(tree::clone_mount(directory, name, false)?)
 }
 
-fn mount_tmpfs(tree: &mut Tree, op: &Op) -> Result<(), SetupFailure> {
-    let Op::Tmpfs { target, size_bytes, mode, exec, read_only } = op else {
-        return Ok(());
-    };
-    let operation = || format!("mount a tmpfs at {}", target.display());
-    let mode = format!("{mode:o}");
-    let size = size_bytes.map(|size| size.to_string());
-    let mut options = vec![("mode", Some(mode.as_str()))];
-    if let Some(size) = &size {
-        options.push(("size", Some(size)));
-    }
-    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    if !exec {
-        attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    }
-    if *read_only {
-        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
-    }
+fn mount_tmpfs(tree: &mut Tree, target: &OsStr, tmpfs: &Tmpfs, read_only: bool) -> Result<(), SetupFailure> {
+    let shown: Vec<String> =
+        tmpfs.parameters.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+    let operation = || format!("mount a tmpfs at {}{}", target.display(), shown.concat());
+    let stubs = tree.stubs.len();
     let point = tree.mount_point(target, PointKind::Directory)?;
+    let mode = match tmpfs.mode {
+        Some(mode) => mode,
+        None if tree.stubs.len() > stubs => STICKY,
+        None => rustix::fs::fstat(&point).or_fail(operation)?.st_mode & 0o7777,
+    };
+    let mode = format!("{mode:o}");
+    let mut options = vec![("mode", Some(mode.as_str()))];
+    options.extend(tmpfs.parameters.iter().map(|(name, value)| (name.as_str(), Some(value.as_str()))));
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
+    for (is_set, attribute) in [
+        (!tmpfs.exec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (!tmpfs.suid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
+    ] {
+        attributes.set(attribute, is_set);
+    }
     let mount = new_file_system("tmpfs", &options, attributes).or_fail(operation)?;
     attach(mount.as_fd(), point.as_fd()).or_fail(operation)
+}
+
+/// A mount of a directory of the root on itself: its content, owner and mode are the image's, what is written goes where
+/// the root's changes go, and a root that becomes read-only leaves it as it is.
+fn mount_volume(tree: &mut Tree, target: &OsStr, read_only: bool) -> Result<(), SetupFailure> {
+    let operation = || format!("make a volume of {}", target.display());
+    let stubs = tree.stubs.len();
+    let point = tree.mount_point(target, PointKind::Directory)?;
+    // As the working directory: it is no stub.
+    tree.stubs.truncate(stubs);
+    let mount = tree::clone_mount(point.as_fd(), "", false).or_fail(operation)?;
+    attach(mount.as_fd(), point.as_fd()).or_fail(operation)?;
+    if read_only {
+        let change = MountChange { read_only: true, ..MountChange::default() };
+        mounts::restrict_attached(mount.as_fd(), change).or_fail(operation)?;
+    }
+    Ok(())
 }
 
 /// The working directory is part of what the payload asked for, so it is no stub and stays, as with Docker.

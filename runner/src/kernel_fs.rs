@@ -57,6 +57,26 @@ pub(crate) fn mount_proc(tree: &mut Tree) -> Result<(), SetupFailure> {
     Ok(())
 }
 
+/// Lets users other than root listen on every port and send pings, as docker does in networks of containers: nobody else
+/// is there. A kernel without one of the settings goes without.
+pub(crate) fn set_network(tree: &Tree, ping_group_last: u32) -> Result<(), SetupFailure> {
+    let settings = [
+        ("sys/net/ipv4/ip_unprivileged_port_start", "0".to_owned()),
+        ("sys/net/ipv4/ping_group_range", format!("0 {ping_group_last}")),
+    ];
+    for (path, value) in settings {
+        let operation = || format!("write `{value}` to /proc/{path}");
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        match rustix::fs::openat(tree.proc()?, path, flags, Mode::empty()) {
+            Err(Errno::NOENT) => {}
+            opened => {
+                rustix::io::write(opened.or_fail(operation)?, value.as_bytes()).or_fail(operation)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// sysfs at `/sys`, read-only, without anything that the host has mounted below its own.
 ///
 /// A fresh one belongs to a network namespace and may be mounted only by its owner. With the host's network that is the
@@ -107,7 +127,8 @@ pub(crate) fn prepare_sys() -> Result<Option<OwnedFd>, Errno> {
 /// The tmpfs at `/dev` and everything in it.
 pub(crate) fn mount_dev(tree: &mut Tree, shm_size_bytes: u64) -> Result<(), SetupFailure> {
     let point = tree.system_directory("dev")?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    // The nodes are mounts of their own: one that a payload makes here opens nothing.
+    let attributes = quiet();
     let options = [("mode", Some("755")), ("size", Some("64m"))];
     let dev =
         new_file_system("tmpfs", &options, attributes).or_fail(|| "mount a tmpfs for /dev".to_owned())?;

@@ -7,8 +7,9 @@
 //! Order of the operations, and why:
 //! 1. namespaces get their names (host name, loopback, cgroup root);
 //! 2. the root is attached on top of the old one, in sight of the host's `/dev` that device nodes come from;
-//! 3. our own file systems, then the caller's mounts (parents first), then masks: what is mounted later wins, so no
-//!    caller's mount below `/proc` can undo a mask;
+//! 3. our own file systems, then the caller's mounts (parents first), then our small files, which a mount on `/etc` or on
+//!    what their links lead to would hide, then masks: what is mounted later wins, so no caller's mount below `/proc` can
+//!    undo a mask;
 //! 4. the root becomes read-only once every mount point exists;
 //! 5. the old root is left behind.
 
@@ -19,7 +20,7 @@ use std::path::{Component, Path};
 use serde::{Deserialize, Serialize};
 
 use crate::idmap::IdMaps;
-use crate::spec::{MountKind, Network, SandboxSpec, Seccomp, WindowSize};
+use crate::spec::{MountKind, Network, SandboxSpec, Seccomp, Tmpfs, WindowSize};
 
 /// Paths of `/proc` and `/sys` that show or change the host: covered, as by Docker and podman.
 const MASKED_PATHS: [&str; 15] = [
@@ -42,6 +43,9 @@ const MASKED_PATHS: [&str; 15] = [
 
 /// Paths of `/proc` that change the host: read-only, as by Docker.
 const READ_ONLY_PATHS: [&str; 5] = ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
+
+/// The largest group id that `net.ipv4.ping_group_range` takes.
+const PING_GROUP_MAX: u32 = i32::MAX as u32;
 
 /// What a sandbox's init has to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,12 +81,16 @@ pub(crate) enum Op {
     Sys(SysMount),
     /// The cgroup hierarchies we are limited by, read-only, below `/sys/fs/cgroup`.
     Cgroups(Vec<CgroupMount>),
-    /// A file with this content.
-    EtcFile { target: OsString, content: Vec<u8>, mode: u32, owner: (u32, u32) },
+    /// What users other than root may do in a network of their own.
+    NetworkSettings { ping_group_last: u32 },
+    /// A file with this content. An optional one is left out where a read-only mount has no place for it.
+    EtcFile { target: OsString, content: Vec<u8>, mode: u32, owner: (u32, u32), optional: bool },
     /// A mount the parent prepared.
     Attach { mount: RawFd, directory: bool, target: OsString },
     /// An empty tmpfs.
-    Tmpfs { target: OsString, size_bytes: Option<u64>, mode: u32, exec: bool, read_only: bool },
+    Tmpfs { target: OsString, tmpfs: Tmpfs, read_only: bool },
+    /// A mount of the root's own directory.
+    Volume { target: OsString, read_only: bool },
     /// Cover a path of our own procfs or sysfs.
     Mask(String),
     /// Cover what each processor tells of its temperature.
@@ -156,6 +164,9 @@ impl Plan {
         }
         ops.push(Op::AttachRoot);
         ops.push(Op::Proc);
+        if own_network {
+            ops.push(Op::NetworkSettings { ping_group_last: prepared.ids.groups.last().min(PING_GROUP_MAX) });
+        }
         ops.push(Op::Dev { shm_size_bytes: spec.shm_size_bytes });
         ops.extend(spec.tty.map(Op::Terminal));
         ops.push(Op::Sys(match (own_network, prepared.sys) {
@@ -166,23 +177,8 @@ impl Plan {
         if !prepared.cgroups.is_empty() {
             ops.push(Op::Cgroups(prepared.cgroups.clone()));
         }
-        for file in &spec.files {
-            ops.push(Op::EtcFile {
-                target: file.target.clone().into_os_string(),
-                content: file.content.clone(),
-                mode: 0o644,
-                owner: (0, 0),
-            });
-        }
-        for private in &spec.private_files {
-            ops.push(Op::EtcFile {
-                target: private.file.target.clone().into_os_string(),
-                content: private.file.content.clone(),
-                mode: private.mode,
-                owner: (private.uid, private.gid),
-            });
-        }
         ops.extend(caller_mounts(spec, prepared));
+        ops.extend(files(spec));
         let cwd = spec.cwd.clone().into_os_string();
         if spec.cwd.components().any(|c| matches!(c, Component::Normal(_))) {
             ops.push(Op::MakeCwd(cwd.clone()));
@@ -212,6 +208,26 @@ fn payload(spec: &SandboxSpec, cwd: OsString, ids: IdMaps) -> Payload {
     }
 }
 
+/// The small files. What the caller mounts in the place of one replaces it.
+fn files(spec: &SandboxSpec) -> impl Iterator<Item = Op> {
+    let is_replaced = |target: &Path| spec.mounts.iter().any(|mount| mount.target == target);
+    let common = spec.files.iter().filter(move |file| !is_replaced(&file.target)).map(|file| Op::EtcFile {
+        target: file.target.clone().into_os_string(),
+        content: file.content.clone(),
+        mode: 0o644,
+        owner: (0, 0),
+        optional: true,
+    });
+    let private = spec.private_files.iter().map(|private| Op::EtcFile {
+        target: private.file.target.clone().into_os_string(),
+        content: private.file.content.clone(),
+        mode: private.mode,
+        owner: (private.uid, private.gid),
+        optional: false,
+    });
+    common.chain(private)
+}
+
 /// The caller's mounts, shallow targets first; equally deep ones keep the caller's order.
 fn caller_mounts(spec: &SandboxSpec, prepared: &Prepared) -> Vec<Op> {
     let mut binds = prepared.binds.iter();
@@ -225,13 +241,8 @@ fn caller_mounts(spec: &SandboxSpec, prepared: &Prepared) -> Vec<Op> {
                 };
                 Op::Attach { mount: fd, directory, target }
             }
-            MountKind::Tmpfs { size_bytes, mode, exec } => Op::Tmpfs {
-                target,
-                size_bytes: *size_bytes,
-                mode: *mode,
-                exec: *exec,
-                read_only: mount.read_only,
-            },
+            MountKind::Tmpfs(tmpfs) => Op::Tmpfs { target, tmpfs: tmpfs.clone(), read_only: mount.read_only },
+            MountKind::Volume => Op::Volume { target, read_only: mount.read_only },
         };
         ops.push((depth(&mount.target), op));
     }
@@ -247,7 +258,7 @@ fn depth(path: &Path) -> usize {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::spec::{Mount, RootFs, Upper};
+    use crate::spec::{EtcFile, Mount, RootFs, Upper};
     use std::path::PathBuf;
 
     fn spec() -> SandboxSpec {
@@ -270,7 +281,7 @@ mod tests {
     fn callers_mounts_come_parents_first_and_before_masks() {
         let mut spec = spec();
         let tmpfs = |target: &str| Mount {
-            kind: MountKind::Tmpfs { size_bytes: None, mode: 0o755, exec: false },
+            kind: MountKind::Tmpfs(Tmpfs::default()),
             target: PathBuf::from(target),
             read_only: false,
         };
@@ -288,6 +299,24 @@ mod tests {
         let last = plan.ops.iter().rposition(|op| matches!(op, Op::Tmpfs { .. })).unwrap();
         assert!(last < position(&plan, &Op::Mask("proc/kcore".to_owned())));
         assert_eq!(plan.ops.last(), Some(&Op::LeaveOldRoot));
+    }
+
+    #[test]
+    fn our_files_come_after_what_would_hide_them_and_give_way_to_the_callers() {
+        let mut spec = spec();
+        let file = |target: &str| EtcFile { target: PathBuf::from(target), content: Vec::new() };
+        spec.files = vec![file("/etc/hosts"), file("/etc/hostname")];
+        let mount = |target: &str| Mount {
+            kind: MountKind::Tmpfs(Tmpfs::default()),
+            target: PathBuf::from(target),
+            read_only: false,
+        };
+        spec.mounts = vec![mount("/etc"), mount("/run"), mount("/etc/hostname")];
+        let plan = Plan::of(&spec, &Prepared::default());
+        let files: Vec<usize> =
+            (0..plan.ops.len()).filter(|at| matches!(plan.ops[*at], Op::EtcFile { .. })).collect();
+        let mounts = plan.ops.iter().rposition(|op| matches!(op, Op::Tmpfs { .. })).unwrap();
+        assert!(files.len() == 1 && files[0] > mounts, "{:?}", plan.ops);
     }
 
     #[test]

@@ -171,7 +171,10 @@ impl Sandbox {
         let number = CString::new(plan.as_raw_fd().to_string())
             .map_err(|error| kernel("name the plan")(error.into()))?;
         let marker = CString::new(MARKER).map_err(|error| kernel("name init")(error.into()))?;
-        let mut flags = clone::NEWUSER | clone::NEWNS_PID_IPC_UTS;
+        let mut flags = clone::NEWNS_PID_IPC_UTS;
+        if self.spec.user_namespace {
+            flags |= clone::NEWUSER;
+        }
         if self.spec.network == Network::None {
             flags |= clone::NEWNET;
         }
@@ -209,7 +212,9 @@ pub struct Running {
 
 impl Running {
     fn bring_up(&mut self, pid: i32, ids: &IdMaps, spec: &SandboxSpec) -> Result<(), SandboxError> {
-        userns::write_maps(pid, ids).map_err(kernel("write the sandbox's id maps"))?;
+        if spec.user_namespace {
+            userns::write_maps(pid, ids).map_err(kernel("write the sandbox's id maps"))?;
+        }
         if let Some(cgroup) = &self.cgroup {
             cgroup.join(pid)?;
         }

@@ -35,6 +35,9 @@ pub struct SandboxSpec {
     pub private_files: Vec<PrivateFile>,
     /// Network of the sandbox.
     pub network: Network,
+    /// A user namespace of its own, without which capabilities are the host's: over the host's network they have effect
+    /// only so. Without one the caller has to be the host's root.
+    pub user_namespace: bool,
     /// Resource limits.
     pub limits: Limits,
     /// Mount the root read-only.
@@ -66,6 +69,7 @@ impl SandboxSpec {
             files: Vec::new(),
             private_files: Vec::new(),
             network: Network::Host,
+            user_namespace: true,
             limits: Limits::default(),
             read_only: false,
             capabilities: CapabilitySet::DOCKER,
@@ -154,14 +158,22 @@ pub enum MountKind {
         source: PathBuf,
     },
     /// An empty file system in memory.
-    Tmpfs {
-        /// Largest size in bytes; the kernel's default (half the memory) when absent.
-        size_bytes: Option<u64>,
-        /// Mode of its root.
-        mode: u32,
-        /// Allow programs in it to be executed.
-        exec: bool,
-    },
+    Tmpfs(Tmpfs),
+    /// The root's own directory, made when it is missing; it can be written to where the root is read-only.
+    Volume,
+}
+
+/// An empty file system in memory (tmpfs(5)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Mode of its root; when absent that of the directory which it covers, or 1777 where there was none.
+    pub mode: Option<u32>,
+    /// Allow programs in it to be executed.
+    pub exec: bool,
+    /// Give set-user-ID bits effect.
+    pub suid: bool,
+    /// Parameters by the kernel's names, such as `size` and `uid`.
+    pub parameters: Vec<(String, String)>,
 }
 
 /// Network of a sandbox.

@@ -79,10 +79,12 @@ struct Account {
 fn find_account(user: &str, passwd: &[u8]) -> Result<Account, UserError> {
     let number = parse_id(user)?;
     for line in passwd.split(|b| *b == b'\n') {
-        let fields: Vec<&[u8]> = line.split(|b| *b == b':').collect();
-        let [name, _, uid, gid, _, home, ..] = fields[..] else {
+        // What lacks behind the ids is empty, and blanks around the line do not count, as for runc.
+        let fields: Vec<&[u8]> = line.trim_ascii().split(|b| *b == b':').collect();
+        let [name, _, uid, gid, ref further @ ..] = fields[..] else {
             continue;
         };
+        let home = further.get(1).copied().unwrap_or_default();
         let (Some(uid), Some(gid)) = (id_field(uid), id_field(gid)) else {
             continue;
         };
@@ -141,9 +143,11 @@ fn supplementary(account: &Account, group: &[u8]) -> Vec<u32> {
 /// Well-formed lines of group(5): name, id, member list.
 fn group_lines(group: &[u8]) -> impl Iterator<Item = (&[u8], u32, &[u8])> {
     group.split(|b| *b == b'\n').filter_map(|line| {
-        let fields: Vec<&[u8]> = line.split(|b| *b == b':').collect();
+        let fields: Vec<&[u8]> = line.trim_ascii().split(|b| *b == b':').collect();
         match fields[..] {
-            [name, _, gid, members, ..] if !name.is_empty() => Some((name, id_field(gid)?, members)),
+            [name, _, gid, ref further @ ..] if !name.is_empty() => {
+                Some((name, id_field(gid)?, further.first().copied().unwrap_or_default()))
+            }
             _ => None,
         }
     })
@@ -172,9 +176,11 @@ mod tests {
 
     const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n# comment\nbroken:x:12\n\
         app:x:1000:1001:App:/srv/app:/bin/false\n123:x:77:77::/named:/bin/sh\nhuge:x:4294967295:0::/:/\n\
-        neg:x:-1:0::/:/\nnohome:x:5:5:::\ntwin:x:1000:5:second:/twin:/bin/sh\n";
+        neg:x:-1:0::/:/\nnohome:x:5:5:::\nfour:x:8:9\n \tblank:x:10:11::/b:/\r\nletters:x:a:b\n\
+        three:x:12\ntwin:x:1000:5:second:/twin:/bin/sh\n";
     const GROUP: &[u8] =
-        b"root:x:0:\nwheel:x:10:root,app\napp:x:1001:app\naudio:x:29:app\nbad:x::app\nbad2:x:+7:app\n";
+        b"root:x:0:\nwheel:x:10:root,app\napp:x:1001:app\naudio:x:29:app\nbad:x::app\nbad2:x:+7:app\n\
+        short:x:40\n  padded:x:41:four\n";
 
     fn shown(text: &str) -> String {
         match resolve(text, PASSWD, GROUP) {
@@ -200,6 +206,12 @@ mod tests {
             // Digits are a number even if a user is called so.
             ("123", "123:0 [] /"),
             ("00000", "0:0 [10] /root"),
+            ("four", "8:9 [41] /"),
+            ("blank", "10:11 [] /b"),
+            ("four:short", "8:40 [] /"),
+            ("four:padded", "8:41 [] /"),
+            ("letters", r#"NoUser("letters")"#),
+            ("three", r#"NoUser("three")"#),
             ("ghost", r#"NoUser("ghost")"#),
             ("broken", r#"NoUser("broken")"#),
             ("huge", r#"NoUser("huge")"#),

@@ -113,6 +113,62 @@ fn flags_have_dockers_grammar() {
 }
 
 #[test]
+fn volumes_and_tmpfs_are_as_the_image_has_them() {
+    let world = world();
+    world.write(
+        "Buildfile",
+        "FROM box\nRUN mkdir -m 751 /data && echo image > /data/file && mkdir -m 700 /private\nVOLUME /data /missing\n",
+    );
+    world.build(".", &["-t", "vol"]);
+    let script = "cat /data/file; stat -c %a /data /missing /anonymous; touch /data/x /missing/x /anonymous/x; touch /x 2>/dev/null || echo ro";
+    let seen = run(&world, &["--read-only", "-v", "/anonymous", "vol", "sh", "-c", script]).ok();
+    assert_eq!(seen, "image\n751\n755\n755\nro\n");
+    // Gone with the container, and what the caller mounts there is what is there.
+    assert_ne!(run(&world, &["vol", "ls", "/data/x"]).code, 0);
+    world.write("own/file", "own\n");
+    assert_eq!(run(&world, &["-v", "./own:/data", "vol", "cat", "/data/file"]).ok(), "own\n");
+    let seen = run(
+        &world,
+        &[
+            "--tmpfs",
+            "/private",
+            "--tmpfs",
+            "/new:mode=711,size=64k",
+            "vol",
+            "stat",
+            "-c",
+            "%a",
+            "/private",
+            "/new",
+        ],
+    );
+    assert_eq!(seen.ok(), "700\n711\n");
+    let refused = run(&world, &["--tmpfs", "/t:nosuch=1", "vol", "true"]).fails(125);
+    assert!(refused.contains("tmpfs option `nosuch` is not supported"), "{refused}");
+}
+
+#[test]
+fn the_hosts_network_is_the_hosts() {
+    let world = world();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    assert_eq!(run(&world, &["--network", "host", "box", "hostname"]).ok().trim(), host);
+    assert_eq!(run(&world, &["--network", "host", "-h", "web", "box", "hostname"]).ok(), "web\n");
+    let listens = |flags: &[&str]| {
+        // A port of this network that nobody else uses: below 1024, where only root may listen.
+        let script = "for port in 81 82 83 84 85; do nc -l -p $port < /dev/null > /dev/null 2>&1 & sleep 0.3
+            kill $! 2>/dev/null && echo listened && break; done; true";
+        let all: Vec<&str> = flags.iter().chain(&["box", "sh", "-c", script]).copied().collect();
+        run(&world, &all).ok()
+    };
+    assert_eq!(listens(&[]), "listened\n");
+    if is_root() {
+        assert_eq!(listens(&["-u", "app"]), "listened\n");
+        assert_eq!(listens(&["--network", "host"]), "listened\n");
+        assert_eq!(listens(&["--network", "host", "-u", "app"]), "");
+    }
+}
+
+#[test]
 fn exit_codes_are_dockers() {
     let world = world();
     for (arguments, code) in [

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rimg_formats::digest::Digest;
 use rimg_formats::layer::{LayerPath, Mtime, MtimePolicy};
 use rimg_runner::SandboxSpec;
-use rimg_runner::spec::{EtcFile, Mount as SandboxMount, MountKind as SandboxMountKind, PrivateFile};
+use rimg_runner::spec::{EtcFile, Mount as SandboxMount, MountKind as SandboxMountKind, PrivateFile, Tmpfs};
 
 use super::caches::{Cache, CacheId};
 use super::renewed::{Bind, Renewed};
@@ -153,7 +153,12 @@ impl MountPlan {
                     spec.mounts.push(bind(cache.content()?));
                 }
                 Kind::Tmpfs { size } => spec.mounts.push(SandboxMount {
-                    kind: SandboxMountKind::Tmpfs { size_bytes: *size, mode: 0o1777, exec: true },
+                    kind: SandboxMountKind::Tmpfs(Tmpfs {
+                        mode: Some(0o1777),
+                        exec: true,
+                        parameters: size.iter().map(|size| ("size".to_owned(), size.to_string())).collect(),
+                        ..Tmpfs::default()
+                    }),
                     target,
                     read_only: mount.read_only,
                 }),

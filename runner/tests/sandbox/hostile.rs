@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use rimg_runner::Sandbox;
-use rimg_runner::spec::{EtcFile, Mount, MountKind, Stdio, StdioEnd};
+use rimg_runner::spec::{EtcFile, Mount, MountKind, Stdio, StdioEnd, Tmpfs};
 
 use crate::harness::{Root, Test, output, try_run};
 
@@ -45,7 +45,7 @@ const SECRET: &str = "/tmp/rimg-test-secret";
 
 fn tmpfs(target: &str) -> Mount {
     Mount {
-        kind: MountKind::Tmpfs { size_bytes: None, mode: 0o755, exec: false },
+        kind: MountKind::Tmpfs(Tmpfs { mode: Some(0o755), ..Tmpfs::default() }),
         target: PathBuf::from(target),
         read_only: false,
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use rimg_runner::capabilities::CapabilitySet;
 use rimg_runner::limits::{Limits, PidsLimit};
-use rimg_runner::spec::{EtcFile, Mount, MountKind, Network, Seccomp, Upper};
+use rimg_runner::spec::{EtcFile, Mount, MountKind, Network, Seccomp, Tmpfs, Upper};
 use rimg_runner::userns::Mapping;
 
 use crate::harness::{Root, Test, mapping, output, skipped, try_run};
@@ -27,6 +27,13 @@ pub(crate) const TESTS: &[Test] = &[
     ("files_do_not_land_in_the_upper", files_do_not_land_in_the_upper),
     ("bind_mounts", bind_mounts),
     ("tmpfs_mounts", tmpfs_mounts),
+    ("tmpfs_takes_the_mode_of_what_it_covers", tmpfs_takes_the_mode_of_what_it_covers),
+    ("volumes_are_the_images_and_writable", volumes_are_the_images_and_writable),
+    ("mounts_do_not_hide_our_files", mounts_do_not_hide_our_files),
+    ("the_callers_umask_stays_outside", the_callers_umask_stays_outside),
+    ("users_may_listen_and_ping", users_may_listen_and_ping),
+    ("the_hosts_network_without_a_user_namespace", the_hosts_network_without_a_user_namespace),
+    ("accounts_are_read_as_mounted", accounts_are_read_as_mounted),
     ("read_only_root", read_only_root),
     ("network_none_has_loopback_only", network_none_has_loopback_only),
     ("layers_stack", layers_stack),
@@ -262,7 +269,13 @@ fn bind_mounts() {
 fn tmpfs_mounts() {
     let root = Root::new();
     let tmpfs = |target: &str, size_bytes, read_only| Mount {
-        kind: MountKind::Tmpfs { size_bytes, mode: 0o1777, exec: false },
+        kind: MountKind::Tmpfs(Tmpfs {
+            mode: Some(0o1777),
+            parameters: Option::map_or(size_bytes, Vec::new(), |size: u64| {
+                vec![("size".to_owned(), size.to_string())]
+            }),
+            ..Tmpfs::default()
+        }),
         target: PathBuf::from(target),
         read_only,
     };
@@ -274,6 +287,173 @@ fn tmpfs_mounts() {
         vec![tmpfs("/cache/sub", None, false), tmpfs("/cache", Some(65536), false), tmpfs("/ro", None, true)];
     assert_eq!(output(spec), "1777\nfull\nro\n");
     assert_eq!(root.upper_paths(), Vec::<String>::new());
+}
+
+fn tmpfs(target: &str, options: Tmpfs) -> Mount {
+    Mount { kind: MountKind::Tmpfs(options), target: PathBuf::from(target), read_only: false }
+}
+
+fn tmpfs_takes_the_mode_of_what_it_covers() {
+    let root = Root::new();
+    let private = root.lower().join("private");
+    fs::create_dir(&private).unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o2750)).unwrap();
+    fs::copy("/bin/busybox", root.lower().join("program")).unwrap();
+    let script = "stat -c '%a %u:%g' /private /missing /given; cp /program /given/echo && /given/echo ran
+        cp /program /private/echo && /private/echo ran 2>/dev/null || echo noexec; grep -c nr_inodes=64 /proc/mounts";
+    let mut spec = root.shell(&script.replace("cp ", "/bin/busybox cp "));
+    let parameters =
+        [("uid", "0"), ("nr_inodes", "64")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let given = Tmpfs { mode: Some(0o700), exec: true, parameters: parameters.to_vec(), ..Tmpfs::default() };
+    spec.mounts = vec![
+        tmpfs("/private", Tmpfs::default()),
+        tmpfs("/missing", Tmpfs::default()),
+        tmpfs("/given", given),
+    ];
+    assert_eq!(output(spec), "2750 0:0\n1777 0:0\n700 0:0\nran\nnoexec\n1\n");
+    let mut spec = root.spec(&["true"]);
+    let unknown = Tmpfs { parameters: vec![("nosuch".to_owned(), "1".to_owned())], ..Tmpfs::default() };
+    spec.mounts = vec![tmpfs("/t", unknown)];
+    let error = try_run(spec).unwrap_err().to_string();
+    assert!(error.contains("mount a tmpfs at /t nosuch=1"), "{error}");
+}
+
+fn volumes_are_the_images_and_writable() {
+    let root = Root::new();
+    let data = root.lower().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o751)).unwrap();
+    fs::write(data.join("file"), "image\n").unwrap();
+    let volume =
+        |target: &str| Mount { kind: MountKind::Volume, target: PathBuf::from(target), read_only: false };
+    let mut spec = root.shell(
+        "stat -c %a /data /new/deep; cat /data/file /data/cache/x 2>/dev/null; echo y > /data/y && echo z > /new/deep/z
+            cat /data/y /new/deep/z; touch /x 2>/dev/null || echo ro; grep -cE ' /(data|new/deep) ' /proc/mounts",
+    );
+    spec.read_only = true;
+    spec.mounts = vec![tmpfs("/data/cache", Tmpfs::default()), volume("/data"), volume("/new/deep")];
+    assert_eq!(output(spec), "751\n755\nimage\ny\nz\nro\n2\n");
+    assert!(!data.join("y").exists(), "the image's own layer was written to");
+    let mut spec = root.spec(&["true"]);
+    spec.mounts = vec![volume("/etc/passwd")];
+    let error = try_run(spec).unwrap_err().to_string();
+    assert!(error.contains("mount on /etc/passwd: it is a file"), "{error}");
+}
+
+fn mounts_do_not_hide_our_files() {
+    let root = Root::new();
+    let host = tempfile::tempdir().unwrap();
+    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink("../run/r.conf", root.lower().join("etc/resolv.conf")).unwrap();
+    let file = |target: &str, text: &str| EtcFile {
+        target: PathBuf::from(target),
+        content: text.as_bytes().to_vec(),
+    };
+    let bind = |source: PathBuf, target: &str, read_only| Mount {
+        kind: MountKind::Bind { source },
+        target: PathBuf::from(target),
+        read_only,
+    };
+    let files = vec![file("/etc/resolv.conf", "dns\n"), file("/etc/hosts", "hosts\n")];
+    let mut spec = root.shell("cat /etc/resolv.conf /etc/hosts");
+    spec.files = files.clone();
+    spec.mounts = vec![tmpfs("/run", Tmpfs::default())];
+    assert_eq!(output(spec), "dns\nhosts\n");
+    // What the caller mounts in a file's place is the file; a read-only directory without a place goes without.
+    fs::write(host.path().join("own"), "own\n").unwrap();
+    fs::write(host.path().join("hosts"), "").unwrap();
+    let mut spec = root.shell("cat /etc/hosts; ls /etc");
+    spec.files = files.clone();
+    spec.mounts = vec![bind(host.path().to_owned(), "/etc", true)];
+    assert_eq!(output(spec), "hosts\nhosts\nown\n");
+    let mut spec = root.shell("cat /etc/hosts");
+    spec.files = files.clone();
+    spec.mounts = vec![bind(host.path().join("own"), "/etc/hosts", true)];
+    assert_eq!(output(spec), "own\n");
+    let mut spec = root.shell("cat /etc/resolv.conf /etc/hosts");
+    spec.files = files;
+    spec.mounts = vec![bind(host.path().to_owned(), "/etc", false)];
+    assert_eq!(output(spec), "dns\nhosts\n");
+}
+
+fn the_callers_umask_stays_outside() {
+    let root = Root::new();
+    let mut spec = root.shell("stat -c %a /o /o/p /n /n/d /etc/hosts; umask");
+    spec.mounts = vec![tmpfs("/o/p/q", Tmpfs::default())];
+    spec.files = vec![EtcFile { target: PathBuf::from("/etc/hosts"), content: Vec::new() }];
+    spec.cwd = PathBuf::from("/n/d");
+    let before = rustix::process::umask(rustix::fs::Mode::from(0o077));
+    let outcome = try_run(spec);
+    rustix::process::umask(before);
+    assert_eq!(outcome.unwrap().stdout, "755\n755\n755\n755\n644\n0022\n");
+}
+
+fn users_may_listen_and_ping() {
+    let root = Root::new();
+    let mut spec =
+        root.shell("cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range");
+    spec.network = Network::None;
+    let seen = output(spec);
+    let words: Vec<&str> = seen.split_whitespace().collect();
+    let last = match mapping() {
+        Mapping::Privileged => "2147483647".to_owned(),
+        Mapping::Ranges { uids } => uids.to_string(),
+        Mapping::Single(_) => "0".to_owned(),
+    };
+    assert_eq!(words, ["0", "0", &last], "{seen}");
+}
+
+/// Root has its capabilities over the host's network, and no more of the host than with a user namespace.
+fn the_hosts_network_without_a_user_namespace() {
+    if mapping() != Mapping::Privileged {
+        return skipped("the_hosts_network_without_a_user_namespace", "only root has such a sandbox");
+    }
+    let root = Root::new();
+    let mut spec = root.shell(
+        "readlink /proc/self/ns/user; ping -c 1 -W 2 127.0.0.1 | grep -c '1 packets received'; ls /sys/class/net | grep lo
+            for d in / /tmp /dev /dev/shm /scratch /data; do
+                mknod $d/zero0 c 1 5 && head -c 1 $d/zero0 2>/dev/null && echo OPENED $d
+            done
+            mount -t tmpfs x /tmp 2>/dev/null && echo MOUNTED; hostname other 2>/dev/null && echo NAMED
+            (: >> /proc/sys/kernel/printk) 2>/dev/null && echo WRITABLE; ls -d /sys/fs/cgroup/*/*/ 2>/dev/null
+            grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status"
+            .replace("ping ", "/bin/busybox ping ")
+            .as_str(),
+    );
+    let host = tempfile::tempdir().unwrap();
+    spec.user_namespace = false;
+    spec.mounts = vec![
+        tmpfs("/scratch", Tmpfs::default()),
+        Mount {
+            kind: MountKind::Bind { source: host.path().to_owned() },
+            target: PathBuf::from("/data"),
+            read_only: false,
+        },
+    ];
+    let own = fs::read_link("/proc/self/ns/user").unwrap();
+    let expected = format!(
+        "{}\n1\nlo\nCapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\n",
+        own.display()
+    );
+    assert_eq!(output(spec), expected);
+}
+
+fn accounts_are_read_as_mounted() {
+    if matches!(mapping(), Mapping::Single(_)) {
+        return skipped("accounts_are_read_as_mounted", "only one id is mapped");
+    }
+    let root = Root::new();
+    let host = tempfile::tempdir().unwrap();
+    let passwd = host.path().join("passwd");
+    fs::write(&passwd, " guest:x:1234:1235\n").unwrap();
+    let mut spec = root.shell("id -u; id -g");
+    spec.user = "guest".to_owned();
+    spec.mounts = vec![Mount {
+        kind: MountKind::Bind { source: passwd },
+        target: PathBuf::from("/etc/passwd"),
+        read_only: true,
+    }];
+    assert_eq!(output(spec), "1234\n1235\n");
 }
 
 fn read_only_root() {

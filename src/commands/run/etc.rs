@@ -15,7 +15,8 @@ pub(super) fn files(hostname: &str, network: NetworkChoice) -> Vec<EtcFile> {
         // The host's own names are the container's too: it is on the host's network.
         NetworkChoice::Host => {
             if let Ok(own) = std::fs::read_to_string("/etc/hosts") {
-                hosts = format!("{own}\n127.0.1.1\t{hostname}\n");
+                let is_there = own.split_whitespace().any(|word| word == hostname);
+                hosts = if is_there { own } else { format!("{own}\n127.0.1.1\t{hostname}\n") };
             }
             std::fs::read("/etc/resolv.conf").unwrap_or_default()
         }

@@ -2,17 +2,18 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use rimg_runner::spec;
+
 use crate::failure::{Context, Failure};
-use crate::units;
 
 /// Largest `--env-file`: an environment that does not fit the kernel's argument space is a mistake.
 const ENV_FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// `-v SOURCE:TARGET[:ro|rw]`.
+/// `-v SOURCE:TARGET[:ro|rw]`, or `-v TARGET` for a volume without a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Volume {
-    /// The host's path, absolute or relative to the current folder.
-    pub(crate) source: PathBuf,
+    /// The host's path, absolute or relative to the current directory; `None` for a volume without a name.
+    pub(crate) source: Option<PathBuf>,
     /// The container's absolute path.
     pub(crate) target: String,
     /// Whether writes are refused.
@@ -25,6 +26,9 @@ pub(crate) fn volume(text: &str) -> Result<Volume, String> {
     let (source, target, options) = match parts[..] {
         [source, target] => (source, target, ""),
         [source, target, options] => (source, target, options),
+        [target] if target.starts_with('/') => {
+            return Ok(Volume { source: None, target: target.to_owned(), read_only: false });
+        }
         [_] => return Err(format!("`{text}` names no place in the container: expected HOST:CONTAINER[:ro]")),
         _ => return Err(format!("`{text}` has too many colons: expected HOST:CONTAINER[:ro]")),
     };
@@ -44,7 +48,7 @@ pub(crate) fn volume(text: &str) -> Result<Volume, String> {
             other => return Err(format!("volume option `{other}` is not supported: use ro or rw")),
         }
     }
-    Ok(Volume { source: PathBuf::from(source), target: target.to_owned(), read_only })
+    Ok(Volume { source: Some(PathBuf::from(source)), target: target.to_owned(), read_only })
 }
 
 /// `--tmpfs TARGET[:size=64m,mode=1777,ro]`.
@@ -52,34 +56,92 @@ pub(crate) fn volume(text: &str) -> Result<Volume, String> {
 pub(crate) struct Tmpfs {
     /// The container's absolute path.
     pub(crate) target: String,
-    /// Bytes it may hold; half of the memory when not given.
-    pub(crate) size_bytes: Option<u64>,
-    /// Permission bits of its root.
-    pub(crate) mode: Option<u32>,
+    /// What it is like.
+    pub(crate) options: spec::Tmpfs,
     /// Whether writes are refused.
     pub(crate) read_only: bool,
 }
 
-/// Parses the value of `--tmpfs`.
+/// Options of docker's list that mean nothing to a file system in memory which nobody else sees.
+const TMPFS_WITHOUT_EFFECT: [&str; 22] = [
+    "defaults",
+    "rw",
+    "nodev",
+    "async",
+    "sync",
+    "dirsync",
+    "mand",
+    "nomand",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "private",
+    "rprivate",
+    "slave",
+    "rslave",
+    "shared",
+    "rshared",
+];
+
+/// Parses the value of `--tmpfs`. Of options that say the opposite of each other the last counts.
 pub(crate) fn tmpfs(text: &str) -> Result<Tmpfs, String> {
     let (target, options) = text.split_once(':').unwrap_or((text, ""));
     if !target.starts_with('/') {
         return Err(format!("`{target}` is not an absolute path in the container"));
     }
-    let mut tmpfs = Tmpfs { target: target.to_owned(), size_bytes: None, mode: None, read_only: false };
+    let mut tmpfs = Tmpfs { target: target.to_owned(), options: spec::Tmpfs::default(), read_only: false };
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option.split_once('=') {
-            Some(("size", size)) => tmpfs.size_bytes = Some(units::parse_size(size)?),
-            Some(("mode", mode)) => {
-                let octal = u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o7777);
-                tmpfs.mode = Some(octal.ok_or_else(|| format!("`{mode}` is not an octal mode"))?);
-            }
-            None if option == "ro" => tmpfs.read_only = true,
-            None if matches!(option, "rw" | "noexec" | "nosuid" | "nodev") => {}
-            _ => return Err(format!("tmpfs option `{option}` is not supported: use size=, mode= or ro")),
+            Some((name, value)) => tmpfs_parameter(&mut tmpfs.options, name, value)?,
+            None => match option {
+                "ro" => tmpfs.read_only = true,
+                "rw" => tmpfs.read_only = false,
+                "exec" | "noexec" => tmpfs.options.exec = option == "exec",
+                "suid" | "nosuid" => tmpfs.options.suid = option == "suid",
+                word if TMPFS_WITHOUT_EFFECT.contains(&word) => {}
+                _ => return Err(unknown_tmpfs_option(option)),
+            },
         }
     }
     Ok(tmpfs)
+}
+
+/// A parameter that the kernel takes; values are checked here, as it says no more than that something is wrong.
+fn tmpfs_parameter(options: &mut spec::Tmpfs, name: &str, value: &str) -> Result<(), String> {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let amount =
+        |text: &str| digits(text.strip_suffix(|last: char| "kKmMgGtTpPeE".contains(last)).unwrap_or(text));
+    let is_right = match name {
+        "mode" => {
+            options.mode = u32::from_str_radix(value, 8).ok().filter(|mode| digits(value) && *mode <= 0o7777);
+            options.mode.is_some()
+        }
+        "size" => amount(value) || value.strip_suffix('%').is_some_and(digits),
+        "nr_inodes" | "nr_blocks" => amount(value),
+        "uid" | "gid" => digits(value) && value.parse::<u32>().is_ok(),
+        "mpol" => !value.is_empty(),
+        _ => return Err(unknown_tmpfs_option(name)),
+    };
+    if !is_right {
+        return Err(format!("`{value}` is no value for the tmpfs option `{name}`"));
+    }
+    if name != "mode" {
+        options.parameters.retain(|(known, _)| known != name);
+        options.parameters.push((name.to_owned(), value.to_owned()));
+    }
+    Ok(())
+}
+
+fn unknown_tmpfs_option(option: &str) -> String {
+    format!(
+        "tmpfs option `{option}` is not supported: there are ro, exec, suid, size=, mode=, uid=, gid=, nr_inodes=, nr_blocks= \
+         and mpol="
+    )
 }
 
 /// Which network a container sees.
@@ -117,8 +179,8 @@ pub(crate) fn check_targets(volumes: &[Volume], tmpfs: &[Tmpfs]) -> Result<(), F
     Ok(())
 }
 
-/// The path without `.`, `..`, repeated and trailing slashes, as Go's `path.Clean` makes it.
-fn lexical(path: &str) -> PathBuf {
+/// The path below the root, without `.`, `..`, repeated and trailing slashes, as Go's `path.Clean` makes it.
+pub(crate) fn lexical(path: &str) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for component in Path::new(path).components() {
         match component {
@@ -191,10 +253,13 @@ mod tests {
     #[test]
     fn volumes() {
         let parsed = volume("./a:/b:ro").unwrap();
-        assert_eq!(parsed, Volume { source: "./a".into(), target: "/b".to_owned(), read_only: true });
+        assert_eq!(parsed, Volume { source: Some("./a".into()), target: "/b".to_owned(), read_only: true });
         assert!(!volume("/a:/b:rw,z").unwrap().read_only);
+        let anonymous = Volume { source: None, target: "/data".to_owned(), read_only: false };
+        assert_eq!(volume("/data"), Ok(anonymous));
         for (bad, why) in [
-            ("/a", "names no place"),
+            ("a", "names no place"),
+            ("/d:ro", "absolute"),
             ("/a:b", "absolute"),
             ("data:/b", "named volume"),
             ("/a:/b:xx", "`xx`"),
@@ -206,11 +271,41 @@ mod tests {
 
     #[test]
     fn tmpfs_options() {
-        let parsed = tmpfs("/t:size=64m,mode=1777,noexec").unwrap();
-        assert_eq!((parsed.size_bytes, parsed.mode), (Some(64 << 20), Some(0o1777)));
-        for bad in ["t", "/t:size=x", "/t:mode=9", "/t:mode=77777", "/t:what"] {
-            assert!(tmpfs(bad).is_err(), "{bad}");
+        let parsed =
+            tmpfs("/t:size=64m,mode=1777,noexec,size=1g,uid=1000,suid,nosuid,exec,ro,noatime").unwrap();
+        let parameters =
+            [("size", "1g"), ("uid", "1000")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(parsed.options.parameters, parameters);
+        assert_eq!(
+            (parsed.options.mode, parsed.options.exec, parsed.options.suid),
+            (Some(0o1777), true, false)
+        );
+        assert!(parsed.read_only);
+        let plain = tmpfs("/t").unwrap();
+        assert_eq!((plain.options, plain.read_only), (spec::Tmpfs::default(), false));
+        for good in
+            ["size=50%", "size=65536", "gid=5", "nr_inodes=1k", "nr_blocks=7", "mpol=default", "defaults,rw"]
+        {
+            assert!(tmpfs(&format!("/t:{good}")).is_ok(), "{good}");
         }
+        for (bad, named) in [
+            ("what", "`what`"),
+            ("dev", "`dev`"),
+            ("bind", "`bind`"),
+            ("nosuch=1", "`nosuch`"),
+            ("size=x", "`size`"),
+            ("size=", "`size`"),
+            ("mode=9", "`mode`"),
+            ("mode=77777", "`mode`"),
+            ("mode=+7", "`mode`"),
+            ("uid=app", "`uid`"),
+            ("uid=4294967296", "`uid`"),
+            ("nr_inodes=zz", "`nr_inodes`"),
+        ] {
+            let error = tmpfs(&format!("/t:{bad}")).unwrap_err();
+            assert!(error.contains(named), "{bad}: {error}");
+        }
+        assert!(tmpfs("t").is_err());
     }
 
     #[test]

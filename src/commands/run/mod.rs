@@ -29,8 +29,6 @@ use crate::terminal::note;
 
 /// The `PATH` of images that name none: docker's.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The mode of a `--tmpfs` that names none: docker's.
-const TMPFS_MODE: u32 = 0o1777;
 
 pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     execute(session, args).map_err(Failure::of_container)
@@ -64,7 +62,9 @@ fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     let snapshots = if args.squash_owners { snapshots.squashing() } else { snapshots };
     let lowers = unpack(&store, &snapshots, &image)?;
     let rootfs = RootFs { lowers: snapshots.on_mount_points(&lowers)?, upper: container.upper() };
-    let spec = spec(&args, &image.config, rootfs, container.id())?;
+    let mut spec = spec(&args, &image.config, rootfs, container.id())?;
+    // A user namespace has no capabilities over the host's network, which root expects there.
+    spec.user_namespace = mapping != Mapping::Privileged || args.network != flags::NetworkChoice::Host;
     let status = run_foreground(spec, args.interactive, |_| {}).map_err(|error| not_run(error, mapping))?;
     drop(container);
     if let Some(error) = status.exec_error {
@@ -147,8 +147,12 @@ fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Resul
     let exec = &config.config;
     let command = command(args, config)?;
     let mut spec = SandboxSpec::new(rootfs, command);
-    let hostname =
-        args.hostname.clone().unwrap_or_else(|| args.name.clone().unwrap_or_else(|| short_name(id)));
+    let hostname = match (&args.hostname, args.network, &args.name) {
+        (Some(given), _, _) => given.clone(),
+        (None, flags::NetworkChoice::Host, _) => name_of_host(),
+        (None, flags::NetworkChoice::None, Some(name)) => name.clone(),
+        (None, flags::NetworkChoice::None, None) => short_name(id),
+    };
     spec.env = environment(args, &exec.env, &hostname)?;
     let workdir = args.workdir.as_deref().filter(|dir| !dir.is_empty());
     spec.cwd = PathBuf::from(workdir.unwrap_or(&exec.working_dir));
@@ -174,7 +178,7 @@ fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Resul
                 .map_or(limits::PidsLimit::Unlimited, limits::PidsLimit::Max),
         },
     };
-    spec.mounts = mounts(args)?;
+    spec.mounts = mounts(args, exec.volumes.keys().map(|path| flags::lexical(path)))?;
     if args.tty {
         spec.tty = Some(terminal_size(args.interactive)?);
     }
@@ -236,23 +240,42 @@ fn environment(
     Ok(variables)
 }
 
-fn mounts(args: &RunArgs) -> Result<Vec<Mount>, Failure> {
+/// What flags ask for, and the image's volumes where they ask for nothing.
+fn mounts(args: &RunArgs, volumes: impl Iterator<Item = PathBuf>) -> Result<Vec<Mount>, Failure> {
     let mut mounts = Vec::new();
     for (number, volume) in args.volume.iter().enumerate() {
         if args.volume[..number].contains(volume) {
             continue;
         }
-        let shown = volume.source.display();
-        let source = volume.source.canonicalize().context(format!("failed to use the volume {shown}"))?;
-        let target = PathBuf::from(&volume.target);
-        mounts.push(Mount { kind: MountKind::Bind { source }, target, read_only: volume.read_only });
+        let kind = match &volume.source {
+            Some(source) => {
+                let shown = source.display();
+                let source = source.canonicalize().context(format!("failed to use the volume {shown}"))?;
+                MountKind::Bind { source }
+            }
+            None => MountKind::Volume,
+        };
+        mounts.push(Mount { kind, target: flags::lexical(&volume.target), read_only: volume.read_only });
     }
-    for tmpfs in &args.tmpfs {
-        let mode = tmpfs.mode.unwrap_or(TMPFS_MODE);
-        let kind = MountKind::Tmpfs { size_bytes: tmpfs.size_bytes, mode, exec: false };
-        mounts.push(Mount { kind, target: PathBuf::from(&tmpfs.target), read_only: tmpfs.read_only });
+    for (number, tmpfs) in args.tmpfs.iter().enumerate() {
+        let target = flags::lexical(&tmpfs.target);
+        if args.tmpfs[number + 1..].iter().any(|later| flags::lexical(&later.target) == target) {
+            continue;
+        }
+        let kind = MountKind::Tmpfs(tmpfs.options.clone());
+        mounts.push(Mount { kind, target, read_only: tmpfs.read_only });
+    }
+    for target in volumes {
+        if mounts.iter().all(|mount| mount.target != target) {
+            mounts.push(Mount { kind: MountKind::Volume, target, read_only: false });
+        }
     }
     Ok(mounts)
+}
+
+/// The host's own name, which a container has that shares its network.
+fn name_of_host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn terminal_size(interactive: bool) -> Result<WindowSize, Failure> {
