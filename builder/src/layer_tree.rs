@@ -85,9 +85,9 @@ impl LayerTree {
         LayerTree { name: self.name.clone(), merged, layers }
     }
 
-    /// What the layers make.
-    pub(crate) fn merged(&self) -> &MergedTree {
-        &self.merged
+    /// The indexes of its layers, lowest first.
+    pub(crate) fn indexes(&self) -> &[Arc<LayerIndex>] {
+        self.merged.layers()
     }
 
     /// The same tree under another name.

@@ -63,6 +63,21 @@ impl Blob {
     }
 }
 
+impl Blob {
+    fn seen(&self) -> Result<Seen, StoreError> {
+        Ok(Seen::of(&self.file.metadata().map_err(StoreError::at("look at", &self.path))?))
+    }
+}
+
+/// Whether a blob can be served as it is.
+#[derive(Debug)]
+pub enum BlobState {
+    /// Its file is as it was when it was verified.
+    Verified(Blob),
+    /// Its file was touched since, and has to be hashed.
+    Touched,
+}
+
 impl Read for Blob {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.file.read(buffer)
@@ -100,8 +115,7 @@ impl Store {
     /// verification is hashed first.
     pub fn verified_blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let Some((blob, row)) = self.open_blob(digest)? else { return Ok(None) };
-        let stat = || blob.file.metadata().map_err(StoreError::at("look at", &blob.path));
-        let before = Seen::of(&stat()?);
+        let before = blob.seen()?;
         if row.seen == Some(before) {
             return Ok(Some(blob));
         }
@@ -109,10 +123,17 @@ impl Store {
         if actual != *digest {
             return Err(self.quarantine(&blob, format!("its content hashes to {actual}")));
         }
-        if before == Seen::of(&stat()?) {
+        if before == blob.seen()? {
             self.note_verified(digest, &before)?;
         }
         Ok(Some(blob))
+    }
+
+    /// What [`Store::verified_blob`] would have to do: for those who cannot wait for it. Fast whatever the size.
+    pub fn blob_state(&self, digest: &Digest) -> Result<Option<BlobState>, StoreError> {
+        let Some((blob, row)) = self.open_blob(digest)? else { return Ok(None) };
+        let untouched = row.seen == Some(blob.seen()?);
+        Ok(Some(if untouched { BlobState::Verified(blob) } else { BlobState::Touched }))
     }
 
     /// The whole content, hashed. For documents: fails with [`StoreError::TooLarge`] over `limit` bytes.

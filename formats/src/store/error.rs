@@ -187,6 +187,16 @@ pub enum StoreError {
         /// What there is.
         available: String,
     },
+    /// A tag's image would lose a part of itself.
+    #[error("{digest} is a part of {name}:{tag}; delete that first")]
+    PartOfTag {
+        /// The blob or manifest.
+        digest: Box<Digest>,
+        /// The repository.
+        name: ImageName,
+        /// The first such tag.
+        tag: Tag,
+    },
     /// Something holds on to the image.
     #[error("image {digest} is in use by {holder}")]
     InUse {

@@ -172,6 +172,11 @@ impl Ingest {
         self.length == 0
     }
 
+    /// What it hashes with on the way.
+    pub fn algorithm(&self) -> Algorithm {
+        self.hasher.algorithm()
+    }
+
     /// The id under which it can be resumed once it has been suspended.
     pub fn id(&self) -> UploadId {
         self.id

@@ -38,7 +38,6 @@ use crate::digest::{Algorithm, Digest};
 
 pub mod blob;
 pub mod cache;
-pub mod cache_mounts;
 #[cfg(test)]
 mod collection_tests;
 mod directory_sync;
@@ -68,12 +67,12 @@ pub mod tags;
 mod tests;
 pub mod uploads;
 
-pub use blob::Blob;
+pub use blob::{Blob, BlobState};
 pub use error::StoreError;
 pub use images::{Image, ImageRecord, ResolvedImage};
 pub use ingest::{Committed, Expect, Ingest};
-pub use lease::Lease;
 pub use put::{ManifestPut, Precondition, PutOptions, Require};
+pub use referrers::{ReferrersPage, ReferrersQuery};
 pub use repository::{Repository, StoredManifest};
 pub use uploads::UploadId;
 

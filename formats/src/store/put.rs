@@ -199,13 +199,16 @@ impl Repository {
             ON repository_blob.digest = blob.digest WHERE repository_blob.repository_id = ?1
             AND blob.digest = ?2 AND blob.damaged IS NULL";
         let blob_in_store = "SELECT 1 FROM blob WHERE ?1 = ?1 AND digest = ?2 AND damaged IS NULL";
-        let manifest = "SELECT 1 FROM manifest WHERE repository_id = ?1 AND digest = ?2";
+        // An index lists what it likes: BuildKit's cache exports list layers and a configuration.
+        let listed = "SELECT 1 FROM manifest WHERE repository_id = ?1 AND digest = ?2
+            UNION ALL SELECT 1 FROM blob JOIN repository_blob ON repository_blob.digest = blob.digest
+            WHERE repository_blob.repository_id = ?1 AND blob.digest = ?2 AND blob.damaged IS NULL";
         let mut missing = Vec::new();
         for mention in mentions.iter().filter(|mention| mention.kind != MentionKind::Foreign) {
             let sql = match (mention.kind, options.require) {
                 (_, Require::Nothing) => continue,
-                (MentionKind::Manifest, _) if options.allow_sparse => continue,
-                (MentionKind::Manifest, _) => manifest,
+                (MentionKind::Manifest | MentionKind::Listed, _) if options.allow_sparse => continue,
+                (MentionKind::Manifest | MentionKind::Listed, _) => listed,
                 (_, Require::BlobsInRepository) => blob_in_repository,
                 (_, Require::BlobsInStore) => blob_in_store,
             };
@@ -236,6 +239,8 @@ enum MentionKind {
     Foreign,
     Config,
     Manifest,
+    /// An entry of an index whose type is none of a manifest's. It may be one all the same.
+    Listed,
 }
 
 impl MentionKind {
@@ -244,7 +249,7 @@ impl MentionKind {
             MentionKind::Blob => "blob",
             MentionKind::Foreign => "foreign",
             MentionKind::Config => "config",
-            MentionKind::Manifest => "manifest",
+            MentionKind::Manifest | MentionKind::Listed => "manifest",
         }
     }
 }
@@ -264,13 +269,18 @@ fn mentions(document: &ManifestOrIndex) -> Vec<Mention> {
         MediaKind::Layer { foreign: true, .. } => MentionKind::Foreign,
         _ => MentionKind::Blob,
     };
+    let entry_kind = |child: &Descriptor| match child.kind() {
+        MediaKind::Manifest | MediaKind::Index => MentionKind::Manifest,
+        _ if child.media_type.is_empty() => MentionKind::Manifest,
+        _ => MentionKind::Listed,
+    };
     match document {
         ManifestOrIndex::Manifest(manifest) => {
             let layers = manifest.layers().iter().map(|layer| mention(layer, layer_kind(layer)));
             std::iter::once(mention(manifest.config(), MentionKind::Config)).chain(layers).collect()
         }
         ManifestOrIndex::Index(index) => {
-            index.manifests().iter().map(|child| mention(child, MentionKind::Manifest)).collect()
+            index.manifests().iter().map(|child| mention(child, entry_kind(child))).collect()
         }
     }
 }

@@ -23,8 +23,9 @@ use crate::reference::ImageName;
 /// registries allow between a blob and its manifest, and a slow push of a large image needs most of it.
 pub const LEASE_GRACE_SECONDS: i64 = 3600;
 
-/// The state of a file when its content was known to be right. A writer that changes the content changes at
-/// least the ctime, which cannot be set back.
+/// The state of a file when its content was known to be right. A write changes at least the ctime, which cannot be set
+/// back. Not so writes through a shared mapping of a file on tmpfs, and those that a network file system's server
+/// dates: these are for a scrub to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) inode: i64,

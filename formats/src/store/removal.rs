@@ -139,10 +139,11 @@ fn remove_cascade(
         deleted.push(digest);
         left.extend(referrers);
         for (target, kind) in targets {
-            match kind.as_str() {
-                "manifest" => left.push(target),
-                _ => _ = blobs.insert(target),
+            if kind == "manifest" {
+                left.push(target);
             }
+            // An index may list blobs as well.
+            blobs.insert(target);
         }
     }
     Ok(())

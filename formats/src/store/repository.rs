@@ -170,10 +170,12 @@ impl Repository {
         })
     }
 
-    /// Takes a blob away from this repository; `false` when it did not have it.
+    /// Takes a blob away from this repository; `false` when it did not have it. Fails with
+    /// [`StoreError::PartOfTag`] while a tag leads to a manifest that names it.
     pub fn delete_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
         self.write("delete a blob", |transaction| {
             let id = find_repository(transaction, &self.name).map_err(StoreError::sql("delete a blob"))?;
+            self.check_part_of_tag(transaction, id, digest)?;
             let sql = "DELETE FROM repository_blob WHERE repository_id = ?1 AND digest = ?2";
             let removed = run(transaction, sql, params![id, text(digest)]);
             Ok(removed.map_err(StoreError::sql("delete a blob"))? > 0)
@@ -205,11 +207,14 @@ impl Repository {
     }
 
     /// Removes a manifest and every tag on it; `false` when there was none. Its blobs go with the next
-    /// collection.
+    /// collection. Fails with [`StoreError::PartOfTag`] while a tag leads to an index that lists it.
     pub fn delete_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
         self.write("delete a manifest", |transaction| {
             match find_repository(transaction, &self.name).map_err(StoreError::sql("delete a manifest"))? {
-                Some(id) => delete_manifest_rows(transaction, id, digest),
+                Some(id) => {
+                    self.check_part_of_tag(transaction, Some(id), digest)?;
+                    delete_manifest_rows(transaction, id, digest)
+                }
                 None => Ok(false),
             }
         })
@@ -244,6 +249,30 @@ impl Repository {
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.store.metadata().write(Durability::Durable, action, work)
+    }
+
+    /// Refuses to take away what a tagged image consists of, through however many indexes.
+    fn check_part_of_tag(
+        &self,
+        connection: &Connection,
+        id: Option<i64>,
+        digest: &Digest,
+    ) -> Result<(), StoreError> {
+        let sql = "WITH RECURSIVE holder (digest) AS (
+                       SELECT manifest FROM reference WHERE repository_id = ?1 AND target = ?2
+                       UNION
+                       SELECT reference.manifest FROM reference JOIN holder ON reference.target = holder.digest
+                       WHERE reference.repository_id = ?1)
+                   SELECT tag.name FROM tag JOIN holder ON holder.digest = tag.digest
+                   WHERE tag.repository_id = ?1 ORDER BY tag.name LIMIT 1";
+        let tag: Option<Tag> = first(connection, sql, params![id, text(digest)], |row| parsed(row, 0))
+            .map_err(StoreError::sql("look for tags on a part"))?;
+        match tag {
+            Some(tag) => {
+                Err(StoreError::PartOfTag { digest: Box::new(*digest), name: self.name.clone(), tag })
+            }
+            None => Ok(()),
+        }
     }
 
     fn is_member(&self, digest: &Digest) -> Result<bool, StoreError> {

@@ -347,8 +347,17 @@ fn referrers_are_listed_from_both_schemas() {
     let index = crate::manifest::Index::build(vec![old.clone()], Default::default());
     let fallback = referrers::fallback_tag(&subject);
     app.put_manifest(index.raw(), None, &[fallback], &PutOptions::local()).unwrap();
-    assert_eq!(app.referrers(&subject, None).unwrap().len(), 3);
-    let found = app.referrers(&subject, Some("a/signature")).unwrap();
+    assert_eq!(app.referrers(&subject).unwrap().len(), 3);
+    let query = ReferrersQuery {
+        subject,
+        artifact_type: Some("a/signature".to_owned()),
+        after: None,
+        bytes_max: 1 << 20,
+        at_least_one: true,
+    };
+    let page = app.referrers_page(&query).unwrap();
+    let found: Vec<Descriptor> =
+        page.entries.iter().map(|entry| serde_json::from_str(entry).unwrap()).collect();
     let digests: std::collections::BTreeSet<Digest> = found.iter().map(|found| found.digest).collect();
     assert_eq!(digests, [signature.digest, old.digest].into());
     let ours = found.iter().find(|found| found.digest == signature.digest).unwrap();

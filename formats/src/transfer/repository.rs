@@ -30,7 +30,7 @@ impl ImageSource for Repository {
     }
 
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, TransferError> {
-        let listed = Repository::referrers(self, subject, None)?;
+        let listed = Repository::referrers(self, subject)?;
         // What an old client listed under a tag need not be here.
         let mut present = Vec::new();
         for descriptor in listed {

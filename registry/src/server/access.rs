@@ -9,6 +9,7 @@ use axum::http::{Method, StatusCode};
 use rimg_formats::reference::RepositoryName;
 
 use super::error::{ApiError, Code};
+use super::peer::{Peer, PeerUsers};
 use super::route::Route;
 
 /// What a request wants to do with its repository.
@@ -35,8 +36,11 @@ pub struct AccessRequest<'a> {
     pub repository: Option<&'a RepositoryName>,
     /// The `Authorization` header.
     pub authorization: Option<&'a HeaderValue>,
-    /// Who asks.
+    /// Where the request comes from.
     pub peer: SocketAddr,
+    /// The local user at the other end of the connection; `None` when that cannot be told, or is not looked up (see
+    /// [`ServerOptions::identify_users`](super::ServerOptions::identify_users)).
+    pub user: Option<u32>,
 }
 
 /// The decision.
@@ -50,14 +54,16 @@ pub enum Decision {
         challenge: String,
     },
     /// 403: you may not.
-    Deny,
+    Deny {
+        /// Why, and what would help: clients show it.
+        message: String,
+    },
 }
 
 /// Decides on requests. Called for every one, on the async threads: it must not block.
 pub type Authorize = Arc<dyn Fn(&AccessRequest<'_>) -> Decision + Send + Sync>;
 
-/// Everybody may do everything: right on a loopback address, where everybody who can connect could as well open
-/// the store's files, and nowhere else.
+/// Everybody who can connect may do everything.
 pub fn allow_everything() -> Authorize {
     Arc::new(|_| Decision::Allow)
 }
@@ -80,17 +86,26 @@ pub(super) struct Caller {
     pub(super) authorize: Authorize,
     pub(super) authorization: Option<HeaderValue>,
     pub(super) peer: SocketAddr,
+    user: Option<u32>,
 }
 
 impl Caller {
-    pub(super) fn new(authorize: &Authorize, headers: &HeaderMap, peer: SocketAddr) -> Caller {
+    /// `users` looks the peer's user up; without it nobody is told who that is.
+    pub(super) fn new(
+        authorize: &Authorize,
+        headers: &HeaderMap,
+        peer: &Peer,
+        users: Option<&PeerUsers>,
+    ) -> Caller {
         let authorization = headers.get(AUTHORIZATION).cloned();
-        Caller { authorize: authorize.clone(), authorization, peer }
+        let user = users.and_then(|users| peer.user(users));
+        Caller { authorize: authorize.clone(), authorization, peer: peer.address, user }
     }
 
     fn decide(&self, action: Action, repository: Option<&RepositoryName>) -> Decision {
         let authorization = self.authorization.as_ref();
-        (self.authorize)(&AccessRequest { action, repository, authorization, peer: self.peer })
+        let Caller { peer, user, .. } = *self;
+        (self.authorize)(&AccessRequest { action, repository, authorization, peer, user })
     }
 
     pub(super) fn may(&self, action: Action, repository: &RepositoryName) -> bool {
@@ -105,9 +120,7 @@ impl Caller {
     ) -> Result<(), ApiError> {
         match self.decide(action, repository) {
             Decision::Allow => Ok(()),
-            Decision::Deny => {
-                Err(ApiError::new(StatusCode::FORBIDDEN, Code::Denied, "access to this is not granted"))
-            }
+            Decision::Deny { message } => Err(ApiError::new(StatusCode::FORBIDDEN, Code::Denied, message)),
             Decision::Authenticate { challenge } => {
                 let refused =
                     ApiError::new(StatusCode::UNAUTHORIZED, Code::Unauthorized, "authentication is required");

@@ -13,7 +13,7 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use rimg_formats::digest::Digest;
 use rimg_formats::reference::{ImageName, RepositoryName};
-use rimg_formats::store::{Blob, Store, StoreError};
+use rimg_formats::store::Blob;
 
 use super::State;
 use super::body::{self, Part, Reader};
@@ -22,6 +22,7 @@ use super::error::{ApiError, Code};
 use super::event::Event;
 use super::range::{self, Selection, Span};
 use super::service::{Call, Reply, set_digest};
+use super::verification;
 
 /// Content under a digest never changes.
 const FOR_EVER: HeaderValue = HeaderValue::from_static("private, max-age=31536000, immutable");
@@ -35,8 +36,7 @@ pub(super) async fn get(
     call: Call,
 ) -> Result<Reply, ApiError> {
     let repository = ImageName::from(name);
-    let blob =
-        state.run(move |store| find(store, &repository, &digest)).await?.ok_or_else(|| unknown(&digest))?;
+    let blob = verification::open(state, repository, digest).await?.ok_or_else(|| unknown(&digest))?;
     let known = EntityTags::from(&call.headers, IF_NONE_MATCH)?;
     if known.is_some_and(|known| known.contains(&digest)) {
         return Ok(describe(StatusCode::NOT_MODIFIED, Body::empty(), &digest));
@@ -72,13 +72,6 @@ pub(super) async fn delete(
     match state.run(move |store| store.repository(&repository).delete_blob(&digest)).await? {
         true => Ok(StatusCode::ACCEPTED.into_response()),
         false => Err(unknown(&digest)),
-    }
-}
-
-fn find(store: &Store, repository: &ImageName, digest: &Digest) -> Result<Option<Blob>, StoreError> {
-    match store.repository(repository).has_blob(digest)? {
-        Some(_) => store.verified_blob(digest),
-        None => Ok(None),
     }
 }
 

@@ -21,6 +21,7 @@ use super::event::Event;
 use super::farewell::Farewells;
 use super::limits::{BUFFER_BYTES_MAX, HEADERS_MAX, Limits};
 use super::patience::PatientWriter;
+use super::peer::Peer;
 use super::places::{Full, Place, Places};
 use super::{service, sessions};
 
@@ -72,7 +73,7 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>, shutdown: im
     // What is not done by then is cut off; uploads notice the broken body and put aside what they have.
     let _ = tokio::time::timeout(limit, graceful.shutdown()).await;
     drop(cut);
-    let _ = tokio::time::timeout(limit, state.sessions.finished()).await;
+    let _ = tokio::time::timeout(limit / 2, state.sessions.finished()).await;
 }
 
 /// Waits for a free place, then for a connection.
@@ -97,10 +98,11 @@ async fn until_cut(serving: impl Future<Output = ()>, mut uncut: watch::Receiver
 async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, limits: Limits, watcher: Watcher) {
     // Small answers should not wait for company; blobs fill their packets anyway.
     let _ = stream.set_nodelay(true);
+    let peer = Arc::new(Peer::new(peer, stream.local_addr().ok()));
     let io = PatientWriter::new(TokioIo::new(stream), limits.body_idle);
     let service = TowerToHyperService::new(router);
     let respond = service_fn(|mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(ConnectInfo(peer.clone()));
         service.call(request)
     });
     let connection = http1::Builder::new()

@@ -4,13 +4,13 @@
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use rimg_formats::digest::DigestError;
+use rimg_formats::digest::{Digest, DigestError};
 use rimg_formats::manifest::ManifestError;
 use rimg_formats::reference::ReferenceError;
 use rimg_formats::store::StoreError;
 use serde_json::{Value, json};
 
-use super::limits::RETRY_AFTER_SECONDS;
+use super::limits::{MISSING_SHOWN_MAX, RETRY_AFTER_SECONDS};
 
 /// The specification's error codes, and three of our own where it has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,8 @@ pub(super) struct ApiError {
     pub(super) status: StatusCode,
     code: Code,
     message: String,
-    details: Vec<Value>,
+    /// Messages with their details, in place of the message; for several of a kind.
+    entries: Vec<(String, Value)>,
     headers: Vec<(HeaderName, HeaderValue)>,
     /// The cause, for the operator's eyes alone.
     pub(super) cause: Option<String>,
@@ -76,7 +77,7 @@ pub(super) struct ApiError {
 impl ApiError {
     pub(super) fn new(status: StatusCode, code: Code, message: impl Into<String>) -> ApiError {
         let message = message.into();
-        ApiError { status, code, message, details: Vec::new(), headers: Vec::new(), cause: None }
+        ApiError { status, code, message, entries: Vec::new(), headers: Vec::new(), cause: None }
     }
 
     /// 400 with `code`.
@@ -111,21 +112,22 @@ impl ApiError {
         self
     }
 
-    /// One entry of `errors` for each of `details`, as clients expect of missing blobs.
-    pub(super) fn with_details(mut self, details: Vec<Value>) -> ApiError {
-        self.details = details;
+    /// One entry of `errors` for each of `entries`, as clients expect of missing blobs. Most print messages alone, so
+    /// those say it all.
+    pub(super) fn with_entries(mut self, entries: Vec<(String, Value)>) -> ApiError {
+        self.entries = entries;
         self
     }
 
     /// The JSON body.
     pub(super) fn body(&self) -> Vec<u8> {
-        let entry = |detail: Option<&Value>| match detail {
-            None => json!({"code": self.code.name(), "message": self.message}),
-            Some(detail) => json!({"code": self.code.name(), "message": self.message, "detail": detail}),
-        };
-        let errors: Vec<Value> = match self.details.as_slice() {
-            [] => vec![entry(None)],
-            details => details.iter().map(|detail| entry(Some(detail))).collect(),
+        let code = self.code.name();
+        let errors: Vec<Value> = match self.entries.as_slice() {
+            [] => vec![json!({"code": code, "message": self.message})],
+            entries => entries
+                .iter()
+                .map(|(message, detail)| json!({"code": code, "message": message, "detail": detail}))
+                .collect(),
         };
         json!({ "errors": errors }).to_string().into_bytes()
     }
@@ -190,12 +192,14 @@ impl From<StoreError> for ApiError {
                 refused
             }
             StoreError::ContentMissing { missing, .. } => {
-                let details = missing.iter().map(|digest| json!({ "digest": digest.to_string() })).collect();
-                ApiError::bad_request(
-                    Code::ManifestBlobUnknown,
-                    "the manifest refers to content that this repository does not have; push it first",
-                )
-                .with_details(details)
+                let entry = |digest: &Digest| {
+                    let message = format!(
+                        "the manifest refers to {digest}, which this repository does not have; push it first"
+                    );
+                    (message, json!({ "digest": digest.to_string() }))
+                };
+                let entries = missing.iter().take(MISSING_SHOWN_MAX).map(entry).collect();
+                ApiError::bad_request(Code::ManifestBlobUnknown, "").with_entries(entries)
             }
             StoreError::ManifestUnknown { .. } | StoreError::TagUnknown { .. } => {
                 ApiError::not_found(Code::ManifestUnknown, message)
@@ -209,6 +213,7 @@ impl From<StoreError> for ApiError {
             StoreError::PreconditionFailed { .. } => {
                 ApiError::new(StatusCode::PRECONDITION_FAILED, Code::PreconditionFailed, message)
             }
+            StoreError::PartOfTag { .. } => ApiError::new(StatusCode::CONFLICT, Code::Denied, message),
             StoreError::Full { .. } => {
                 let mut refused = ApiError::new(
                     StatusCode::INSUFFICIENT_STORAGE,
@@ -242,12 +247,16 @@ mod tests {
 
     #[test]
     fn every_missing_blob_has_an_entry() {
-        let digest = rimg_formats::digest::Digest::sha256(b"x");
+        let digest = Digest::sha256(b"x");
         let error =
             ApiError::from(StoreError::ContentMissing { manifest: digest, missing: vec![digest, digest] });
         let body: Value = serde_json::from_slice(&error.body()).unwrap();
         assert_eq!(body["errors"].as_array().unwrap().len(), 2);
         assert_eq!(body["errors"][0]["code"], "MANIFEST_BLOB_UNKNOWN");
         assert_eq!(body["errors"][0]["detail"]["digest"], digest.to_string());
+        assert!(body["errors"][1]["message"].as_str().unwrap().contains(&digest.to_string()));
+        let many =
+            ApiError::from(StoreError::ContentMissing { manifest: digest, missing: vec![digest; 10_000] });
+        assert!(many.body().len() < 64 * 1024);
     }
 }

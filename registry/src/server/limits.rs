@@ -30,6 +30,10 @@ pub(super) const WRITE_BATCH_BYTES: usize = 256 * 1024;
 /// Blocking store operations at once. Most wait for the disk or for SQLite's one writer, so more threads would
 /// only queue there; fewer would let a slow disk starve the manifest reads that come from memory.
 pub(super) const BLOCKING_JOBS_MAX: usize = 64;
+/// Jobs at once that take as long as a blob is large: two keep a disk busy, and leave processors for answers.
+pub(super) const LONG_JOBS_MAX: usize = 2;
+/// Missing blobs and manifests that a refused manifest names: enough to see what was forgotten.
+pub(super) const MISSING_SHOWN_MAX: usize = 100;
 /// Ranges of one request: a delta pull asks for the parts that changed; a request for thousands of crumbs costs
 /// more than the whole blob.
 pub(super) const RANGES_MAX: usize = 64;
@@ -88,7 +92,8 @@ pub struct Limits {
     /// silent, and short enough that silent connections do not pile up. Bytes that come more slowly than 500 a
     /// second use it up as well.
     pub body_idle: Duration,
-    /// How long a graceful shutdown waits for requests under way.
+    /// How long a graceful shutdown waits for requests under way; uploads that are cut off have half of it more to
+    /// put aside what they have. `docker stop` kills after ten seconds.
     pub shutdown: Duration,
 }
 
@@ -102,7 +107,7 @@ impl Default for Limits {
             session_idle: Duration::from_secs(24 * 60 * 60),
             head: Duration::from_secs(30),
             body_idle: Duration::from_secs(60),
-            shutdown: Duration::from_secs(30),
+            shutdown: Duration::from_secs(5),
         }
     }
 }

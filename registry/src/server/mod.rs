@@ -15,8 +15,8 @@
 //! | `places`, `patience` | how many at once, and how slow they may be |
 //! | `service` | from request to answer: routing, rights, headers of every answer, events |
 //! | `route`, `query`, `range`, `entity_tag` | parsing what strangers send |
-//! | `access`, `names` | who may do what, and by which names the server answers |
-//! | `blobs`, `body` | end-2, end-10: blobs and the way they leave |
+//! | `access`, `peer`, `names` | who may do what, who asks, and by which names the server answers |
+//! | `blobs`, `verification`, `body` | end-2, end-10: blobs, what is hashed first, and the way they leave |
 //! | `uploads`, `receive`, `sessions` | end-4, 5, 6, 11, 13, 14: the way blobs come in |
 //! | `manifests` | end-3, end-7, end-9 |
 //! | `listings` | end-8 and `_catalog` |
@@ -28,7 +28,9 @@
 //! * *HTTP/1.1 only.* Clients speak HTTP/2 to registries over TLS alone, which a proxy in front ends; without
 //!   it, multiplexing buys nothing for bulk transfer and widens what strangers can do.
 //! * *Nothing blocks an async thread, and no thread waits for a client.* Blocking jobs are short (one block read,
-//!   one batch hashed and written, one transaction), so a thousand slow clients cost memory and no threads.
+//!   one batch hashed and written, one transaction), so a thousand slow clients cost memory and no threads. The few that
+//!   take as long as a blob is large (a file that was touched, an upload under another algorithm than announced) have
+//!   permits of their own, and the others never wait for them.
 //! * *An answer of success means that the store has made it durable.* The server keeps no state of its own that
 //!   would be missed: sessions of unfinished uploads live in the store and survive a restart.
 
@@ -55,6 +57,7 @@ mod listings;
 mod manifests;
 mod names;
 mod patience;
+mod peer;
 mod places;
 mod query;
 mod range;
@@ -64,6 +67,7 @@ mod route;
 mod service;
 mod sessions;
 mod uploads;
+mod verification;
 
 pub use access::{AccessRequest, Action, Authorize, Decision, allow_everything};
 pub use event::{Event, Observer};
@@ -71,8 +75,10 @@ pub use limits::Limits;
 
 use error::ApiError;
 use names::Names;
+use peer::PeerUsers;
 use places::Places;
 use sessions::Sessions;
+use verification::Verifications;
 
 /// The port that registries listen on by custom.
 pub const DEFAULT_PORT: u16 = 5000;
@@ -80,10 +86,13 @@ pub const DEFAULT_PORT: u16 = 5000;
 /// How a server is to behave.
 #[derive(Clone)]
 pub struct ServerOptions {
-    /// Where to listen. Loopback by default: there is no TLS and no authentication of its own.
+    /// Where to listen. Loopback by default: there is no TLS, and there are no passwords.
     pub listen: SocketAddr,
     /// Who may do what.
     pub authorize: Authorize,
+    /// Look up which local user each connection comes from, for [`AccessRequest::user`]. Only connections within the
+    /// server's network namespace have one. Binding fails where the kernel does not tell.
+    pub identify_users: bool,
     /// Told of every request.
     pub observer: Option<Observer>,
     /// Bounds.
@@ -110,6 +119,7 @@ impl Default for ServerOptions {
         ServerOptions {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
             authorize: allow_everything(),
+            identify_users: false,
             observer: None,
             limits: Limits::default(),
             allow_sparse_manifests: false,
@@ -133,6 +143,12 @@ pub enum ServerError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The kernel does not tell whose a connection is.
+    #[error("failed to look up which user a connection comes from: {source}")]
+    UsersUnknown {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A warning cannot be a header, or all of them are too long.
     #[error("warning `{0}` does not fit: printable ASCII, and at most 4096 bytes for all warnings together")]
     Warning(String),
@@ -149,12 +165,17 @@ pub struct Server {
 struct State {
     store: Store,
     options: ServerOptions,
+    /// Present with [`ServerOptions::identify_users`].
+    users: Option<PeerUsers>,
     /// What the server may be called by.
     names: Names,
     /// [`ServerOptions::warnings`] as headers.
     warnings: Vec<HeaderValue>,
     /// Admission to the blocking threads.
     jobs: Arc<Semaphore>,
+    /// Admission of jobs that take as long as a blob is large.
+    long_jobs: Arc<Semaphore>,
+    verifications: Verifications,
     /// Large blocks of bodies that may be in memory.
     read_blocks: Arc<Semaphore>,
     /// Admission to [`Limits::connections`].
@@ -168,6 +189,8 @@ impl Server {
     /// Binds the address. Connections queue from here on, and are answered once [`Server::serve`] runs.
     pub async fn bind(store: Store, options: ServerOptions) -> Result<Server, ServerError> {
         let warnings = service::warnings(&options.warnings)?;
+        let users = options.identify_users.then(PeerUsers::probe).transpose();
+        let users = users.map_err(|source| ServerError::UsersUnknown { source })?;
         let address = options.listen;
         let failed = |source| ServerError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
@@ -175,9 +198,12 @@ impl Server {
         let places = |all| Places::new(all, &options.proxies);
         let state = State {
             store,
+            users,
             names: Names::new(address, &options.names),
             warnings,
             jobs: Arc::new(Semaphore::new(limits::BLOCKING_JOBS_MAX)),
+            long_jobs: Arc::new(Semaphore::new(limits::LONG_JOBS_MAX)),
+            verifications: Verifications::default(),
             read_blocks: Arc::new(Semaphore::new(limits::READ_BLOCKS_MAX)),
             connections: places(options.limits.connections),
             large_documents: places(limits::LARGE_DOCUMENTS_MAX),
@@ -209,7 +235,31 @@ impl State {
         T: Send + 'static,
         E: Into<ApiError> + Send + 'static,
     {
-        let permit = self.jobs.clone().acquire_owned().await.map_err(ApiError::internal)?;
+        self.run_among(&self.jobs, work).await
+    }
+
+    /// As [`State::run`], for work that takes long: it takes no permit from the short.
+    async fn run_long<T, E>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        E: Into<ApiError> + Send + 'static,
+    {
+        self.run_among(&self.long_jobs, work).await
+    }
+
+    async fn run_among<T, E>(
+        &self,
+        jobs: &Arc<Semaphore>,
+        work: impl FnOnce(&Store) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        E: Into<ApiError> + Send + 'static,
+    {
+        let permit = jobs.clone().acquire_owned().await.map_err(ApiError::internal)?;
         let store = self.store.clone();
         let job = tokio::task::spawn_blocking(move || {
             let _permit = permit;

@@ -25,7 +25,7 @@ use super::limits::{
     BYTES_PER_SECOND_MIN, DRAIN_BYTES_MAX, DRAIN_TIMEOUT, SMALL_DOCUMENT_BYTES, WRITE_BATCH_BYTES,
 };
 use super::patience::Patience;
-use super::places::Full;
+use super::places::{Full, Place};
 use super::sessions::Writing;
 
 /// How many bytes a body may bring.
@@ -247,6 +247,16 @@ impl Writer {
     }
 }
 
+/// A place among the large documents in memory; 429 when all are taken, or all that `peer` may have.
+pub(super) fn large_document(state: &State, peer: IpAddr) -> Result<Place, ApiError> {
+    state.large_documents.take(peer).map_err(|full| {
+        ApiError::too_many(match full {
+            Full::All => "too many large documents at once; try again in a moment",
+            Full::Share { .. } => "too many large documents at once from your address; try again in a moment",
+        })
+    })
+}
+
 /// Reads a whole document of at most `limit` bytes from `peer`; `what` names it in the refusal.
 pub(super) async fn document(
     state: &State,
@@ -264,16 +274,11 @@ pub(super) async fn document(
             return Err(document_too_large(limit, what));
         }
         if length > SMALL_DOCUMENT_BYTES && place.is_none() {
-            match state.large_documents.take(peer) {
+            match large_document(state, peer) {
                 Ok(free) => place = Some(free),
-                Err(full) => {
+                Err(refused) => {
                     drain(body.stream).await;
-                    return Err(ApiError::too_many(match full {
-                        Full::All => "too many large documents at once; try again in a moment",
-                        Full::Share { .. } => {
-                            "too many large documents at once from your address; try again in a moment"
-                        }
-                    }));
+                    return Err(refused);
                 }
             }
         }

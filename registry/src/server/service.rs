@@ -18,6 +18,7 @@ use super::access::{self, Caller};
 use super::error::{ApiError, Cause, Code};
 use super::event::Event;
 use super::limits::{TARGET_BYTES_MAX, WARNING_BYTES_MAX};
+use super::peer::Peer;
 use super::query::Query;
 use super::route::Route;
 use super::{ServerError, State, blobs, listings, manifests, receive, referrers, uploads};
@@ -62,12 +63,12 @@ pub(super) fn router(state: Arc<State>) -> Router {
 /// Answers a request. Never fails: a failure is an answer too.
 async fn respond(
     extract::State(state): extract::State<Arc<State>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ConnectInfo(peer): ConnectInfo<Arc<Peer>>,
     request: Request,
 ) -> Reply {
     let started = Instant::now();
-    let observed = state.options.observer.is_some().then(|| Observed::of(peer, &request));
-    let mut reply = handle(&state, peer, request).await.into_response();
+    let observed = state.options.observer.is_some().then(|| Observed::of(peer.address, &request));
+    let mut reply = handle(&state, &peer, request).await.into_response();
     dress(&state, reply.headers_mut());
     if let Some(observed) = observed {
         let cause = reply.extensions_mut().remove::<Cause>().map(|Cause(cause)| cause);
@@ -76,7 +77,7 @@ async fn respond(
     reply
 }
 
-async fn handle(state: &Arc<State>, peer: SocketAddr, request: Request) -> Result<Reply, ApiError> {
+async fn handle(state: &Arc<State>, peer: &Peer, request: Request) -> Result<Reply, ApiError> {
     let (parts, body) = request.into_parts();
     match check(state, peer, &parts) {
         Ok((route, query, caller)) => {
@@ -91,11 +92,7 @@ async fn handle(state: &Arc<State>, peer: SocketAddr, request: Request) -> Resul
 }
 
 /// Everything that can be said about a request without looking at the store.
-fn check(
-    state: &State,
-    peer: SocketAddr,
-    parts: &request::Parts,
-) -> Result<(Route, Query, Caller), ApiError> {
+fn check(state: &State, peer: &Peer, parts: &request::Parts) -> Result<(Route, Query, Caller), ApiError> {
     if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_BYTES_MAX) {
         return Err(ApiError::new(StatusCode::URI_TOO_LONG, Code::NameInvalid, "the URL is too long"));
     }
@@ -105,7 +102,7 @@ fn check(
         return Err(ApiError::new(StatusCode::FORBIDDEN, Code::Denied, message));
     }
     let route = Route::parse(parts.uri.path())?;
-    let caller = Caller::new(&state.options.authorize, &parts.headers, peer);
+    let caller = Caller::new(&state.options.authorize, &parts.headers, peer, state.users.as_ref());
     caller.require(access::action(&route, &parts.method), route.repository())?;
     if !route.methods().split(", ").any(|allowed| allowed == parts.method.as_str()) {
         let message = format!("{} is not possible here", parts.method);

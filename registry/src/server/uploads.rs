@@ -236,8 +236,11 @@ async fn receive_whole(
 }
 
 async fn commit(state: &State, ingest: Ingest, digest: Digest) -> Result<(), ApiError> {
-    state.run(move |_| ingest.commit(Some(&Expect::from(digest)))).await?;
-    Ok(())
+    // Under another algorithm than the session was opened with, the content has to be read again.
+    let long = ingest.algorithm() != digest.algorithm();
+    let work = move |_: &Store| ingest.commit(Some(&Expect::from(digest)));
+    let committed = if long { state.run_long(work).await } else { state.run(work).await };
+    committed.map(|_| ())
 }
 
 /// The session that a request writes to, and where in it.

@@ -99,7 +99,9 @@ fn the_catalog() {
 fn the_catalog_tells_no_names_that_its_reader_may_not_pull() {
     let registry = Registry::start_with(|options| {
         options.authorize = std::sync::Arc::new(|request| match (request.action, request.repository) {
-            (Action::Pull, Some(name)) if name.as_str() == "private" => Decision::Deny,
+            (Action::Pull, Some(name)) if name.as_str() == "private" => {
+                Decision::Deny { message: "not yours".to_owned() }
+            }
             _ => Decision::Allow,
         });
     });

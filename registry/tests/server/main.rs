@@ -13,3 +13,4 @@ mod manifests;
 mod referrers;
 mod restarts;
 mod uploads;
+mod users;

@@ -1,6 +1,7 @@
 //! End-3, end-7 and end-9: manifests and their tags.
 
 use rimg_formats::digest::{Algorithm, Digest};
+use rimg_formats::store::prune::PruneOptions;
 use std::sync::Barrier;
 
 use crate::harness::{ALGORITHMS, OCI_INDEX, OCI_MANIFEST, Registry, manifest, noise};
@@ -241,6 +242,78 @@ fn deleting_tags_and_manifests() {
     }
     assert_eq!(registry.delete(&format!("/v2/a/manifests/{digest}")).status, 404);
     assert_eq!(registry.get("/v2/a/tags/list").json()["tags"].as_array().unwrap().len(), 0);
+}
+
+/// A tag goes on leading to a whole image: its parts are deleted after it.
+#[test]
+fn what_a_tag_leads_to_keeps_its_parts() {
+    let registry = Registry::start();
+    let image = registry.image("a", "one");
+    let digest = Digest::sha256(&image);
+    registry.put_manifest("a", &digest.to_string(), OCI_MANIFEST, &image);
+    let inner = index(&[(OCI_MANIFEST, &digest, image.len())]);
+    let inner_digest = Digest::sha256(&inner);
+    registry.put_manifest("a", &inner_digest.to_string(), OCI_INDEX, &inner);
+    let outer = index(&[(OCI_INDEX, &inner_digest, inner.len())]);
+    let outer_digest = Digest::sha256(&outer);
+    registry.put_manifest("a", "v1", OCI_INDEX, &outer);
+    let (layer, config) = (Digest::sha256(b"one"), {
+        let manifest: serde_json::Value = serde_json::from_slice(&image).unwrap();
+        manifest["config"]["digest"].as_str().unwrap().to_owned()
+    });
+    let parts = [
+        format!("/v2/a/manifests/{inner_digest}"),
+        format!("/v2/a/manifests/{digest}"),
+        format!("/v2/a/blobs/{layer}"),
+        format!("/v2/a/blobs/{config}"),
+    ];
+    for part in &parts {
+        let answer = registry.delete(part);
+        assert_eq!(answer.refusal(), (409, "DENIED".to_owned()), "{part}");
+        let message = answer.json()["errors"][0]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("a part of a:v1"), "{message}");
+    }
+    // The same blob in another repository is no part of it.
+    registry.push("b", b"one");
+    assert_eq!(registry.delete(&format!("/v2/b/blobs/{layer}")).status, 202);
+    assert_eq!(registry.delete(&format!("/v2/a/manifests/{outer_digest}")).status, 202, "with its tag");
+    for part in &parts {
+        assert_eq!(registry.delete(part).status, 202, "{part}");
+    }
+}
+
+#[test]
+fn an_index_may_list_blobs() {
+    let registry = Registry::start();
+    let (layer, other) = (registry.push("a", b"layer"), registry.push("a", b"{}"));
+    let list_type = "application/vnd.docker.distribution.manifest.list.v2+json";
+    let entries = [
+        ("application/vnd.oci.image.layer.v1.tar+gzip", &layer, 5),
+        ("application/vnd.buildkit.cacheconfig.v0", &other, 2),
+    ];
+    let cache = index(&entries);
+    assert_eq!(registry.put_manifest("a", "cache", OCI_INDEX, &cache).status, 201);
+    assert_eq!(registry.get("/v2/a/manifests/cache").body, cache);
+    let list = String::from_utf8(cache).unwrap().replace(OCI_INDEX, list_type);
+    assert_eq!(registry.put_manifest("a", "list", list_type, list.as_bytes()).status, 201);
+    // A manifest's type says nothing about what is here.
+    let typed = index(&[(OCI_MANIFEST, &layer, 5)]);
+    assert_eq!(registry.put_manifest("a", "typed", OCI_INDEX, &typed).status, 201);
+    let absent = Digest::sha256(b"absent");
+    let lacking = index(&[entries[0], ("application/x", &absent, 6)]);
+    let answer = registry.put_manifest("a", "lacking", OCI_INDEX, &lacking);
+    assert_eq!(answer.refusal(), (400, "MANIFEST_BLOB_UNKNOWN".to_owned()));
+    let message = answer.json()["errors"][0]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains(&absent.to_string()), "{message}");
+    assert_eq!(
+        registry.put_manifest("b", "cache", OCI_INDEX, &index(&entries)).status,
+        400,
+        "another repository"
+    );
+    // What an index lists stays as long as it does.
+    registry.store().prune(&PruneOptions { all: false, ..PruneOptions::default() }).unwrap();
+    assert_eq!(registry.head(&format!("/v2/a/blobs/{layer}")).status, 200);
+    assert_eq!(registry.delete(&format!("/v2/a/blobs/{layer}")).status, 409);
 }
 
 #[test]

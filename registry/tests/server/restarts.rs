@@ -49,6 +49,27 @@ fn a_shutdown_keeps_what_has_arrived() {
     assert_eq!(registry.send("PUT", &format!("{location}?digest={digest}"), &[], b"").status, 201);
 }
 
+/// Clients that neither read nor send hold nothing up.
+#[test]
+fn a_shutdown_does_not_wait_for_stalled_clients() {
+    let limits = rimg_registry::server::Limits::default();
+    assert!(limits.shutdown * 3 / 2 < Duration::from_secs(10), "`docker stop` kills then");
+    let mut registry = Registry::start_with(|options| options.limits.shutdown = Duration::from_millis(200));
+    let digest = registry.push("a", &noise(32 << 20, 1));
+    let _streams: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = registry.connect();
+            let head = format!("GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: x.example\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(200));
+    let started = std::time::Instant::now();
+    registry.stop();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
 #[test]
 fn abandoned_uploads_are_swept_when_a_server_starts() {
     let mut registry = Registry::start_with(|options| options.limits.session_idle = Duration::ZERO);

@@ -238,7 +238,11 @@ fn mounting_needs_the_right_to_read_the_source() {
         options.authorize = std::sync::Arc::new(|request| {
             let private = request.repository.is_some_and(|name| name.as_str() == "private");
             let owner = request.authorization.is_some_and(|value| value == "Basic owner");
-            if private && !owner { Decision::Deny } else { Decision::Allow }
+            if private && !owner {
+                Decision::Deny { message: "not yours".to_owned() }
+            } else {
+                Decision::Allow
+            }
         });
     });
     let owner = [("Authorization", "Basic owner")];

@@ -25,6 +25,7 @@ import blobs  # noqa: F401
 import manifests  # noqa: F401
 import listings  # noqa: F401
 import matrix  # noqa: F401
+import operation
 from server import Server, store_is_whole, survives_a_kill
 from wire import CHECKS, NotOffered, Registry
 
@@ -62,7 +63,7 @@ def main():
             if group in groups:
                 attempt(counts, name, function, registry)
         if server:
-            for function in (survives_a_kill, store_is_whole):
+            for function in (*operation.CHECKS, survives_a_kill, store_is_whole):
                 if options.only in function.__doc__:
                     attempt(counts, function.__doc__, function, server, registry)
             if server.process.poll() is None:

@@ -25,15 +25,21 @@ class Server:
         command = [self.rimg, "--root", self.root, "serve", "--listen", self.address]
         with open(self.root + ".log", "ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        if not self.wait_for_port(self.process, int(port), host):
+            raise SystemExit("the server did not start:\n" + pathlib.Path(self.root + ".log").read_text(errors="replace")[-2000:])
+
+    @staticmethod
+    def wait_for_port(process, port, host="127.0.0.1"):
+        """Whether the server that is starting answers."""
         for _ in range(400):
             try:
-                socket.create_connection((host, int(port))).close()
-                return
+                socket.create_connection((host, port)).close()
+                return True
             except ConnectionRefusedError:
-                if self.process.poll() is not None:
+                if process.poll() is not None:
                     break
                 time.sleep(0.05)
-        raise SystemExit("the server did not start:\n" + pathlib.Path(self.root + ".log").read_text(errors="replace")[-2000:])
+        return False
 
     def stop(self, how):
         self.process.send_signal(how)
