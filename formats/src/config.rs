@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::descriptor::null_is_empty;
+use crate::descriptor::{null_is_empty, text_list, texts};
 use crate::digest::DiffId;
 use crate::epoch::Epoch;
 use crate::platform::Platform;
@@ -45,7 +45,7 @@ pub struct ImageConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RootFsConfig {
     /// Always `layers`.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default, deserialize_with = "null_is_empty")]
     pub kind: String,
     /// Lowest first.
     #[serde(default, deserialize_with = "null_is_empty")]
@@ -68,7 +68,7 @@ pub struct History {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
     /// Whether the step made no layer.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not", deserialize_with = "null_is_empty")]
     pub empty_layer: bool,
 }
 
@@ -83,7 +83,7 @@ pub struct ExecConfig {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_empty")]
     pub exposed_ports: BTreeMap<String, Value>,
     /// `NAME=value`, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "text_list")]
     pub env: Vec<String>,
     /// The command's fixed first words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,7 +98,7 @@ pub struct ExecConfig {
     #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "null_is_empty")]
     pub working_dir: String,
     /// Labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "texts")]
     pub labels: BTreeMap<String, String>,
     /// The signal that asks the process to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -110,10 +110,10 @@ pub struct ExecConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<Healthcheck>,
     /// Instructions to run in a build on top of this image.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "text_list")]
     pub on_build: Vec<String>,
     /// The shell of RUN, CMD and ENTRYPOINT in their shell form.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "text_list")]
     pub shell: Vec<String>,
     /// Everything else that was there.
     #[serde(flatten)]
@@ -236,6 +236,15 @@ mod tests {
             text,
             r#"{"created":"1980-01-02T00:00:00Z","architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":[]}}"#
         );
+    }
+
+    #[test]
+    fn null_stands_for_an_empty_text() {
+        let text = r#"{"architecture":null,"os":null,"config":{"Labels":{"a":null,"b":"c"},"Env":[null,"D=e"],"Cmd":null,"User":null,"WorkingDir":null},"rootfs":{"type":null,"diff_ids":null},"history":[{"empty_layer":null}]}"#;
+        let config = ImageConfig::parse(text.as_bytes()).unwrap();
+        assert!(!config.platform.is_named());
+        assert_eq!((config.config.labels["a"].as_str(), config.config.labels["b"].as_str()), ("", "c"));
+        assert_eq!(config.config.env, ["", "D=e"]);
     }
 
     #[test]

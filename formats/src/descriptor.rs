@@ -13,7 +13,7 @@ use crate::platform::Platform;
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// The content's media type.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub media_type: String,
     /// The content's digest.
     pub digest: Digest,
@@ -23,7 +23,7 @@ pub struct Descriptor {
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]
     pub urls: Vec<String>,
     /// Arbitrary metadata.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "texts")]
     pub annotations: BTreeMap<String, String>,
     /// The content itself, base64, when embedded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,4 +68,22 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// A map of texts in which `null` stands for an empty one, as Go programs read it.
+pub(crate) fn texts<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let found: BTreeMap<String, Option<String>> = null_is_empty(deserializer)?;
+    Ok(found.into_iter().map(|(key, text)| (key, text.unwrap_or_default())).collect())
+}
+
+/// A list of texts in which `null` stands for an empty one.
+pub(crate) fn text_list<'de, D>(deserializer: D) -> Result<Vec<String>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let found: Vec<Option<String>> = null_is_empty(deserializer)?;
+    Ok(found.into_iter().map(Option::unwrap_or_default).collect())
 }

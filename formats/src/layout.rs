@@ -58,6 +58,13 @@ impl LayoutName {
         }
     }
 
+    /// The name to load under: `given` where the layout tells none, and `latest` where it tells no tag.
+    pub(crate) fn completed(self, given: Option<&ImageName>) -> LayoutName {
+        let name = self.name.or_else(|| given.cloned());
+        let tag = self.tag.or_else(|| name.is_some().then(Tag::latest));
+        LayoutName { name, tag }
+    }
+
     /// Writes the name into the annotations of an entry, for every tool that may read it.
     pub fn annotate(&self, entry: &mut Descriptor) {
         if let Some(tag) = &self.tag {
@@ -136,6 +143,10 @@ impl ImageSource for LayoutSource {
         };
         let raw = read_bounded(&self.blob_path(&digest), MANIFEST_BYTES_MAX as u64)?;
         Ok(ManifestBytes { raw, media_type })
+    }
+
+    fn has(&self, blob: &Descriptor) -> Result<bool, TransferError> {
+        Ok(fs::symlink_metadata(self.blob_path(&blob.digest)).is_ok())
     }
 
     fn open(&self, blob: &Descriptor, offset: u64) -> Result<Box<dyn Read + Send + '_>, TransferError> {

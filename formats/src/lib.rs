@@ -30,3 +30,4 @@ pub mod reference;
 pub mod root_dir;
 pub mod store;
 pub mod transfer;
+pub mod variant;

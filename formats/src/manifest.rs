@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::descriptor::{Descriptor, null_is_empty};
+use crate::descriptor::{Descriptor, null_is_empty, texts};
 use crate::digest::{Algorithm, Digest};
 use crate::media_type::{self, MediaKind};
-use crate::platform::Platform;
 
 /// Largest manifest accepted: the distribution specification asks registries for at least 4 MiB, and nothing
 /// seen in the wild comes near it.
@@ -42,7 +41,7 @@ pub enum ManifestError {
 #[serde(rename_all = "camelCase")]
 struct Probe {
     schema_version: i64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     media_type: String,
     #[serde(default)]
     config: Option<serde::de::IgnoredAny>,
@@ -59,7 +58,7 @@ struct Probe {
 #[serde(rename_all = "camelCase")]
 struct ManifestFields {
     schema_version: u32,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "null_is_empty")]
     media_type: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     artifact_type: Option<String>,
@@ -68,7 +67,7 @@ struct ManifestFields {
     layers: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subject: Option<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "texts")]
     annotations: BTreeMap<String, String>,
 }
 
@@ -171,7 +170,7 @@ impl Manifest {
 #[serde(rename_all = "camelCase")]
 struct IndexFields {
     schema_version: u32,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "null_is_empty")]
     media_type: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     artifact_type: Option<String>,
@@ -179,7 +178,7 @@ struct IndexFields {
     manifests: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subject: Option<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "texts")]
     annotations: BTreeMap<String, String>,
 }
 
@@ -241,15 +240,6 @@ impl Index {
     /// The annotations.
     pub fn annotations(&self) -> &BTreeMap<String, String> {
         &self.fields.annotations
-    }
-
-    /// The entry that fits `wanted` best, the first of several, as docker and containerd choose: entries without
-    /// a platform and those of platform `unknown` (BuildKit's attestations) are never it.
-    pub fn select(&self, wanted: &Platform) -> Option<&Descriptor> {
-        let distance =
-            |entry: &Descriptor| entry.platform.as_ref().and_then(|platform| platform.distance_from(wanted));
-        let fitting = self.fields.manifests.iter().filter_map(|entry| Some((distance(entry)?, entry)));
-        fitting.min_by_key(|(distance, _)| *distance).map(|(_, entry)| entry)
     }
 }
 
@@ -413,6 +403,20 @@ mod tests {
         let config = serde_json::to_string(&config()).unwrap();
         let text = format!(r#"{{"schemaVersion":2,"config":{config},"layers":null,"annotations":null}}"#);
         assert!(Manifest::parse(text.as_bytes(), None).unwrap().layers().is_empty());
+        let layer = format!(
+            r#"{{"mediaType":null,"digest":"{}","size":1,"annotations":{{"a":null}},"platform":{{"architecture":null}}}}"#,
+            Digest::sha256(b"l")
+        );
+        let text = format!(
+            r#"{{"schemaVersion":2,"mediaType":null,"config":{config},"layers":[{layer}],"annotations":{{"a":null,"b":"c"}}}}"#
+        );
+        let manifest = Manifest::parse(text.as_bytes(), None).unwrap();
+        assert_eq!(
+            manifest.annotations().iter().map(|(key, value)| format!("{key}{value}")).collect::<String>(),
+            "abc"
+        );
+        assert_eq!(manifest.layers()[0].annotations["a"], "");
+        assert!(!manifest.layers()[0].platform.as_ref().unwrap().is_named());
     }
 
     #[test]
@@ -448,44 +452,5 @@ mod tests {
         ));
         let deep = "[".repeat(100_000);
         assert!(ManifestOrIndex::parse(deep.as_bytes(), None).is_err());
-    }
-
-    #[test]
-    fn an_index_chooses_by_platform() {
-        let entry = |platform: &str, content: &[u8]| {
-            let mut entry = Descriptor::new(OCI_MANIFEST, Digest::sha256(content), 1);
-            entry.platform = Some(platform.parse().unwrap());
-            entry
-        };
-        let index = Index::build(
-            vec![entry("unknown/unknown", b"a"), entry("linux/arm64/v8", b"b"), entry("linux/amd64", b"c")],
-            BTreeMap::new(),
-        );
-        let chosen = |wanted: &str| index.select(&wanted.parse().unwrap()).map(|entry| entry.digest);
-        assert_eq!(chosen("linux/amd64"), Some(Digest::sha256(b"c")));
-        assert_eq!(chosen("linux/arm64"), Some(Digest::sha256(b"b")));
-        assert_eq!(chosen("linux/s390x"), None);
-    }
-
-    #[test]
-    fn an_index_chooses_the_latest_level_that_runs() {
-        let entry = |platform: &str| {
-            let mut entry = Descriptor::new(OCI_MANIFEST, Digest::sha256(platform.as_bytes()), 1);
-            entry.platform = Some(platform.parse().unwrap());
-            entry
-        };
-        let listed = ["linux/amd64/v3", "linux/amd64", "linux/arm/v5", "linux/arm/v6"];
-        let index = Index::build(listed.map(entry).to_vec(), BTreeMap::new());
-        for (wanted, chosen) in [
-            ("linux/amd64", Some("linux/amd64")),
-            ("linux/amd64/v2", Some("linux/amd64")),
-            ("linux/amd64/v4", Some("linux/amd64/v3")),
-            ("linux/arm", Some("linux/arm/v6")),
-            ("linux/arm/v5", Some("linux/arm/v5")),
-            ("linux/arm64", None),
-        ] {
-            let selected = index.select(&wanted.parse().unwrap()).map(|entry| entry.digest);
-            assert_eq!(selected, chosen.map(|text| Digest::sha256(text.as_bytes())), "{wanted}");
-        }
     }
 }

@@ -6,11 +6,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// An operating system, a processor architecture and its variant.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Platform {
-    /// Processor architecture: `amd64`, `arm64`, …
+    /// Processor architecture: `amd64`, `arm64`, …; empty when nobody said.
+    #[serde(default, deserialize_with = "crate::descriptor::null_is_empty")]
     pub architecture: String,
-    /// Operating system: `linux`, …
+    /// Operating system: `linux`, …; empty when nobody said.
+    #[serde(default, deserialize_with = "crate::descriptor::null_is_empty")]
     pub os: String,
     /// Version of the operating system.
     #[serde(rename = "os.version", default, skip_serializing_if = "Option::is_none")]
@@ -20,7 +22,7 @@ pub struct Platform {
         rename = "os.features",
         default,
         skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "crate::descriptor::null_is_empty"
+        deserialize_with = "crate::descriptor::text_list"
     )]
     pub os_features: Vec<String>,
     /// Variant of the architecture: `v7`, `v8`, …
@@ -45,6 +47,11 @@ impl Platform {
     /// The platform this program runs on.
     pub fn host() -> Platform {
         Platform::new("linux", std::env::consts::ARCH)
+    }
+
+    /// Whether it says what it is for.
+    pub fn is_named(&self) -> bool {
+        !self.os.is_empty() && !self.architecture.is_empty()
     }
 
     /// Whether an image for `self` runs where somebody wants `wanted`.

@@ -24,7 +24,7 @@ pub(crate) struct LoadArgs {
     /// The archive, or the folder of an OCI layout; `-` is standard input
     #[arg(short, long, default_value = "-", value_name = "PATH")]
     input: PathBuf,
-    /// The name for images that the archive gives none
+    /// The name for images that the archive gives none; the tag is then `latest`
     #[arg(long, value_name = "NAME")]
     name: Option<ImageName>,
     /// Print digests alone
@@ -47,9 +47,10 @@ pub(crate) fn run(session: &Session, args: LoadArgs) -> Result<(), Failure> {
         false => load(&store, open(&args.input)?, &options),
     };
     let loaded = loaded.context(format!("failed to load {shown}"))?;
-    let name = |loaded: &Loaded| match &loaded.tag {
-        Some(tag) => format!("{}:{tag}", loaded.name),
-        None => loaded.name.to_string(),
+    // What is printed can be run: an image without a tag by its digest alone, as docker has it.
+    let shown = |loaded: &Loaded| match &loaded.tag {
+        Some(tag) => format!("Loaded image: {}:{tag} {}", loaded.name, loaded.digest),
+        None => format!("Loaded image ID: {}", loaded.digest),
     };
     if session.json() {
         let value =
@@ -58,7 +59,7 @@ pub(crate) fn run(session: &Session, args: LoadArgs) -> Result<(), Failure> {
     }
     loaded.iter().try_for_each(|loaded| match args.quiet {
         true => print_line(&loaded.digest.to_string()),
-        false => print_line(&format!("Loaded image: {} {}", name(loaded), loaded.digest)),
+        false => print_line(&shown(loaded)),
     })
 }
 

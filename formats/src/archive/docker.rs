@@ -13,8 +13,7 @@ use crate::digest::DiffId;
 use crate::layout::LayoutName;
 use crate::manifest::Manifest;
 use crate::media_type;
-use crate::reference::Tag;
-use crate::store::{PutOptions, Store, StoreError};
+use crate::store::{Precondition, PutOptions, Store, StoreError};
 use crate::transfer::TransferError;
 
 /// Loads the images of `manifest.json`.
@@ -24,7 +23,7 @@ pub(super) fn load_images(
     images: &[DockerImage],
     options: &LoadOptions<'_>,
 ) -> Result<Vec<Loaded>, TransferError> {
-    let mut loaded = Vec::new();
+    let mut stored = Vec::new();
     for image in images {
         let manifest = manifest_of(store, contents, image)?;
         let mut names = repo_tags(image);
@@ -32,16 +31,21 @@ pub(super) fn load_images(
             names.push(LayoutName { name: None, tag: None });
         }
         for name in names {
-            let repository = name.name.or_else(|| options.name.clone()).unwrap_or_else(unnamed);
-            let tags: Vec<Tag> = name.tag.iter().cloned().collect();
-            let put = store.repository(&repository).put_manifest(
-                manifest.raw(),
-                None,
-                &tags,
-                &PutOptions::local(),
-            )?;
-            loaded.push(Loaded { name: repository, tag: name.tag, digest: put.digest });
+            let name = name.completed(options.name.as_ref());
+            let repository = store.repository(&name.name.unwrap_or_else(unnamed));
+            // Before the put, which gives back the session's own lease.
+            let lease = store.lease(&manifest.digest())?;
+            repository.put_manifest(manifest.raw(), None, &[], &PutOptions::local())?;
+            stored.push((repository, name.tag, manifest.digest(), lease));
         }
+    }
+    // Names come when everything is there.
+    let mut loaded = Vec::with_capacity(stored.len());
+    for (repository, tag, digest, _) in &stored {
+        if let Some(tag) = tag {
+            repository.set_tag(tag, digest, Precondition::None)?;
+        }
+        loaded.push(Loaded { name: repository.name().clone(), tag: tag.clone(), digest: *digest });
     }
     Ok(loaded)
 }

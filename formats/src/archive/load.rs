@@ -18,11 +18,13 @@ use crate::digest::Digest;
 use crate::layer::{EntryKind, LayerError, LayerReader, Limits, ReadMode};
 use crate::layout::{self, LayoutName, LayoutSource};
 use crate::manifest::{Index, MANIFEST_BYTES_MAX, ManifestOrIndex};
+use crate::media_type::MediaKind;
+use crate::platform::Platform;
 use crate::reference::{ImageName, Reference, Tag};
-use crate::store::{Expect, Store, StoreError};
+use crate::store::{Expect, Precondition, Repository, Store, StoreError};
 use crate::transfer::{
-    CopyOptions, Event, ImageSource, ManifestBytes, OnEvent, Platforms, RepositorySink, TransferError,
-    Version, copy_image,
+    CopyOptions, Event, ImageSink, ImageSource, ManifestBytes, OnEvent, Platforms, RepositorySink,
+    TransferError, Version, copy_image,
 };
 
 /// Entries of one archive: a hundred images of five hundred layers, with three files each.
@@ -251,7 +253,8 @@ pub fn load_directory(
     load_layout(store, &source, source.index(), &[], options, options.on_event)
 }
 
-/// The OCI way: every entry of `index.json` is an image.
+/// The OCI way: every entry of `index.json` that is an image, under its names. Names are set when everything is in the
+/// store, so that of an archive that cannot be loaded nothing is named.
 fn load_layout<'e>(
     store: &Store,
     source: &dyn ImageSource,
@@ -260,18 +263,77 @@ fn load_layout<'e>(
     options: &LoadOptions<'e>,
     on_event: Option<OnEvent<'e>>,
 ) -> Result<Vec<Loaded>, TransferError> {
-    let mut loaded = Vec::new();
+    let mut named: Vec<(LayoutName, Vec<Descriptor>)> = Vec::new();
+    let mut odd = Vec::new();
     for entry in index.manifests() {
+        if is_odd(entry) {
+            odd.push(format!("`{}`", entry.media_type));
+            continue;
+        }
         for name in names_of(source, entry, images)? {
-            let repository = name.name.or_else(|| options.name.clone()).unwrap_or_else(unnamed);
-            let sink = RepositorySink::new(store.repository(&repository), name.tag.iter().cloned().collect());
-            // `docker save` writes indexes whose other variants were never pulled.
-            let copy = CopyOptions { platforms: Platforms::Present, on_event, ..CopyOptions::default() };
-            let root = copy_image(source, &sink, &Version::Digest(entry.digest), &copy)?;
-            loaded.push(Loaded { name: repository, tag: name.tag, digest: root.digest });
+            let name = name.completed(options.name.as_ref());
+            match named.iter_mut().find(|(known, _)| known.tag.is_some() && *known == name) {
+                Some((_, entries)) => entries.push(entry.clone()),
+                None => named.push((name, vec![entry.clone()])),
+            }
         }
     }
+    if named.is_empty() && !odd.is_empty() {
+        return Err(TransferError::NotFound(format!("an image among entries of type {}", odd.join(", "))));
+    }
+    let mut copied = Vec::with_capacity(named.len());
+    for (name, entries) in named {
+        let repository = store.repository(&name.name.unwrap_or_else(unnamed));
+        let sink = RepositorySink::new(repository.clone(), Vec::new());
+        // `docker save` writes indexes whose other variants were never pulled.
+        let copy = CopyOptions { platforms: Platforms::Present, on_event, ..CopyOptions::default() };
+        let mut roots = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            let root = copy_image(source, &sink, &Version::Digest(entry.digest), &copy)?;
+            roots.push(Descriptor { platform: entry.platform.clone(), ..root });
+        }
+        let digest = combined(&repository, &sink, roots)?;
+        // The sink holds what has no name yet.
+        copied.push((repository, name.tag, digest, sink));
+    }
+    let mut loaded = Vec::with_capacity(copied.len());
+    for (repository, tag, digest, _) in &copied {
+        if let Some(tag) = tag {
+            repository.set_tag(tag, digest, Precondition::None)?;
+        }
+        loaded.push(Loaded { name: repository.name().clone(), tag: tag.clone(), digest: *digest });
+    }
     Ok(loaded)
+}
+
+/// Whether an entry of `index.json` is no image, and nothing that an image consists of: anybody may list anything there.
+fn is_odd(entry: &Descriptor) -> bool {
+    !entry.media_type.is_empty() && !matches!(entry.kind(), MediaKind::Manifest | MediaKind::Index)
+}
+
+/// The one document for all entries of a name: several variants of an image, each named, are an index. Of two for one
+/// platform the later counts, as a tag that is set twice.
+fn combined(
+    repository: &Repository,
+    sink: &RepositorySink,
+    roots: Vec<Descriptor>,
+) -> Result<Digest, TransferError> {
+    let mut entries: Vec<Descriptor> = Vec::with_capacity(roots.len());
+    for mut root in roots {
+        if !root.platform.as_ref().is_some_and(Platform::is_named) {
+            root.platform =
+                repository.store().image(&root.digest, None).ok().map(|image| image.config.platform);
+        }
+        entries.retain(|entry| entry.digest != root.digest && entry.platform != root.platform);
+        entries.push(root);
+    }
+    if let [only] = entries.as_slice() {
+        return Ok(only.digest);
+    }
+    let index = Index::build(entries, BTreeMap::new());
+    let descriptor = Descriptor::new(index.media_type(), index.digest(), index.raw().len() as u64);
+    sink.put_manifest(&descriptor, index.raw())?;
+    Ok(descriptor.digest)
 }
 
 pub(super) fn unnamed() -> ImageName {
@@ -313,6 +375,10 @@ struct InStore<'a> {
 }
 
 impl ImageSource for InStore<'_> {
+    fn has(&self, blob: &Descriptor) -> Result<bool, TransferError> {
+        Ok(self.store.blob_size(&blob.digest)?.is_some())
+    }
+
     fn manifest(&self, version: &Version) -> Result<ManifestBytes, TransferError> {
         let Version::Digest(digest) = version else {
             return Err(TransferError::NotFound(format!("tag `{version}` in the archive")));

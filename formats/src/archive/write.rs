@@ -4,6 +4,7 @@
 //! are fixed: the same images give the same bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,6 +17,7 @@ use crate::manifest::{Index, Manifest, ManifestOrIndex};
 use crate::platform::Platform;
 use crate::store::{ResolvedImage, Store};
 use crate::transfer::{CopyOptions, ImageSink, Platforms, TransferError, Version, copy_image};
+use crate::variant::{Documents, choose};
 
 /// Writes images of the store to one archive.
 pub fn save<W: Write + Send>(
@@ -151,9 +153,25 @@ impl<W: Write> State<W> {
         let Some(index) = self.indexes.get(root) else {
             return self.manifests.get(root).filter(is_image);
         };
-        let host = index.select(&Platform::host());
-        let candidates = host.into_iter().chain(index.manifests());
-        candidates.filter_map(|entry| self.manifests.get(&entry.digest)).find(is_image)
+        let host = choose(index, &Platform::host(), self).unwrap_or_else(|never| match never {});
+        if let Some(chosen) = host.best.or(host.only) {
+            return self.manifests.get(&chosen.entry.digest).filter(is_image);
+        }
+        index.manifests().iter().filter_map(|entry| self.manifests.get(&entry.digest)).find(is_image)
+    }
+}
+
+/// What has been written. Configurations have gone by, so entries without a platform have none here.
+impl<W: Write> Documents for State<W> {
+    type Error = Infallible;
+
+    fn document(&self, entry: &Descriptor) -> Result<Option<ManifestOrIndex>, Infallible> {
+        let manifest = self.manifests.get(&entry.digest).cloned().map(ManifestOrIndex::Manifest);
+        Ok(manifest.or_else(|| self.indexes.get(&entry.digest).cloned().map(ManifestOrIndex::Index)))
+    }
+
+    fn platform(&self, _: &Manifest) -> Result<Option<Platform>, Infallible> {
+        Ok(None)
     }
 }
 

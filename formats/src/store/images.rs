@@ -13,6 +13,7 @@ use crate::digest::{Algorithm, DiffId, Digest};
 use crate::manifest::{Manifest, ManifestOrIndex};
 use crate::platform::Platform;
 use crate::reference::{ImageName, Reference, Tag};
+use crate::variant::{Documents, choose, present};
 
 /// Fewest hex digits that are taken for the beginning of an id: fewer would shadow ordinary names.
 const SHORT_ID_DIGITS_MIN: usize = 6;
@@ -153,7 +154,8 @@ impl Store {
         match self.manifest(digest)? {
             ManifestOrIndex::Manifest(manifest) => {
                 let image = self.image_of(digest, manifest)?;
-                match platform.filter(|wanted| !image.config.platform.satisfies(wanted)) {
+                let own = &image.config.platform;
+                match platform.filter(|wanted| own.is_named() && !own.satisfies(wanted)) {
                     Some(wanted) => Err(StoreError::PlatformUnavailable {
                         digest: Box::new(*digest),
                         wanted: wanted.to_string(),
@@ -164,41 +166,49 @@ impl Store {
             }
             ManifestOrIndex::Index(index) => {
                 let wanted = platform.cloned().unwrap_or_else(Platform::host);
-                let only =
-                    (platform.is_none() && index.manifests().len() == 1).then(|| &index.manifests()[0]);
-                let entry = index.select(&wanted).or(only).ok_or_else(|| {
-                    let named = index.manifests().iter().filter_map(|entry| entry.platform.as_ref());
-                    let available = named.map(Platform::to_string).collect::<Vec<_>>().join(", ");
-                    StoreError::PlatformUnavailable {
-                        digest: Box::new(*digest),
-                        wanted: wanted.to_string(),
-                        available,
-                    }
+                let choice = choose(&index, &wanted, self)?;
+                let only = choice.only.filter(|_| platform.is_none());
+                let variant = choice.best.or(only).ok_or_else(|| StoreError::PlatformUnavailable {
+                    digest: Box::new(*digest),
+                    wanted: wanted.to_string(),
+                    available: match choice.available.is_empty() {
+                        true => "nothing".to_owned(),
+                        false => choice.available.join(", "),
+                    },
                 })?;
+                let entry = variant.entry;
                 match self.manifest(&entry.digest)? {
                     ManifestOrIndex::Manifest(manifest) => self.image_of(&entry.digest, manifest),
                     ManifestOrIndex::Index(_) => Err(StoreError::DocumentInvalid {
                         digest: Box::new(entry.digest),
                         what: "image manifest",
-                        reason: "it is an index within an index".to_owned(),
+                        reason: "the index that lists it says so, but it is an index".to_owned(),
                     }),
                 }
             }
         }
     }
 
-    fn image_of(&self, digest: &Digest, manifest: Manifest) -> Result<Image, StoreError> {
-        let of_config = |reason: String| StoreError::DocumentInvalid {
-            digest: Box::new(manifest.config().digest),
+    /// The configuration of an image.
+    fn config_of(&self, manifest: &Manifest) -> Result<ImageConfig, StoreError> {
+        let digest = manifest.config().digest;
+        let raw = self.read_blob(&digest, CONFIG_BYTES_MAX as u64)?;
+        ImageConfig::parse_for(&raw, manifest.layers().len()).map_err(|error| StoreError::DocumentInvalid {
+            digest: Box::new(digest),
             what: "image configuration",
-            reason,
-        };
+            reason: error.to_string(),
+        })
+    }
+
+    fn image_of(&self, digest: &Digest, manifest: Manifest) -> Result<Image, StoreError> {
         if !manifest.is_image() {
-            return Err(of_config(format!("its media type is `{}`", manifest.config().media_type)));
+            return Err(StoreError::DocumentInvalid {
+                digest: Box::new(manifest.config().digest),
+                what: "image configuration",
+                reason: format!("its media type is `{}`", manifest.config().media_type),
+            });
         }
-        let raw = self.read_blob(&manifest.config().digest, CONFIG_BYTES_MAX as u64)?;
-        let config = ImageConfig::parse_for(&raw, manifest.layers().len());
-        let config = config.map_err(|error| of_config(error.to_string()))?;
+        let config = self.config_of(&manifest)?;
         let layers = manifest.layers().iter().cloned().zip(config.rootfs.diff_ids.iter().copied()).collect();
         Ok(Image { digest: *digest, manifest, config, layers })
     }
@@ -244,10 +254,12 @@ impl Store {
         let described = self.manifest(&top.digest).and_then(|document| {
             match document {
                 ManifestOrIndex::Index(index) => {
-                    let present =
-                        index.manifests().iter().filter(|entry| self.manifest(&entry.digest).is_ok());
-                    let platforms = present.filter_map(|entry| entry.platform.clone());
-                    record.platforms = platforms.filter(|platform| platform.os != "unknown").collect();
+                    let variants = present(&index, self)?;
+                    for variant in variants {
+                        if !record.platforms.contains(&variant.platform) {
+                            record.platforms.push(variant.platform);
+                        }
+                    }
                 }
                 ManifestOrIndex::Manifest(manifest) if !manifest.is_image() => return Ok(()),
                 ManifestOrIndex::Manifest(_) => {}
@@ -268,6 +280,35 @@ impl Store {
         });
         record.damaged = described.err().map(|error| error.to_string());
         record
+    }
+}
+
+/// What the store has, in whichever repository.
+impl Documents for Store {
+    type Error = StoreError;
+
+    fn document(&self, entry: &Descriptor) -> Result<Option<ManifestOrIndex>, StoreError> {
+        unless_odd(self.manifest(&entry.digest))
+    }
+
+    fn platform(&self, manifest: &Manifest) -> Result<Option<Platform>, StoreError> {
+        Ok(unless_odd(self.config_of(manifest))?.map(|config| config.platform))
+    }
+}
+
+/// What cannot be read for reasons of its own is not there; the disk's failures are failures.
+fn unless_odd<T>(found: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(
+            StoreError::ImageUnknown(_)
+            | StoreError::BlobUnknown(_)
+            | StoreError::ManifestInvalid(_)
+            | StoreError::DocumentInvalid { .. }
+            | StoreError::Damaged { .. }
+            | StoreError::TooLarge { .. },
+        ) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

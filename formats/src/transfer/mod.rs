@@ -24,15 +24,15 @@ use crate::media_type::MediaKind;
 use crate::platform::Platform;
 use crate::reference::Tag;
 use crate::store::StoreError;
+use crate::variant::{DEPTH_MAX, Variant};
 
 mod repository;
 mod resuming;
+mod variants;
 
 pub use repository::RepositorySink;
 use resuming::Resuming;
 
-/// Indexes within indexes that are followed: the specification allows one in another, nobody nests deeper.
-const DEPTH_MAX: usize = 4;
 /// Manifests of one copy: an index of all Linux platforms with attestations and referrers stays below a hundred.
 const MANIFESTS_MAX: usize = 20_000;
 /// Blobs on their way at the same time unless told otherwise: what docker does; more hardly helps one connection.
@@ -137,6 +137,11 @@ pub trait ImageSource: Sync {
     /// A blob's bytes from `offset` on. The sink verifies them.
     fn open(&self, blob: &Descriptor, offset: u64) -> Result<Box<dyn Read + Send + '_>, TransferError>;
 
+    /// Whether the blob is there, as far as that is known without opening it.
+    fn has(&self, _blob: &Descriptor) -> Result<bool, TransferError> {
+        Ok(true)
+    }
+
     /// What refers to a manifest; nothing, for sources that do not know.
     fn referrers(&self, _subject: &Digest) -> Result<Vec<Descriptor>, TransferError> {
         Ok(Vec::new())
@@ -223,7 +228,7 @@ pub enum Platforms {
     /// All.
     #[default]
     All,
-    /// All that the source has: a sparse index stays as sparse as it is.
+    /// All that the source has whole: a sparse index stays as sparse as it is. None at all is an error.
     Present,
     /// One variant for each of these; an error if there is none.
     Only(Vec<Platform>),
@@ -293,12 +298,12 @@ impl Plan<'_> {
             self.add(descriptor.clone(), document, 0)?;
             return Ok(descriptor);
         };
-        let entry = match &self.options.platforms {
-            Platforms::Only(platforms) if platforms.len() == 1 => {
-                choose(index, &platforms[0], version)?.clone()
-            }
-            _ => choose(index, &Platform::host(), version)?.clone(),
+        let host = Platform::host();
+        let wanted = match &self.options.platforms {
+            Platforms::Only(platforms) if platforms.len() == 1 => &platforms[0],
+            _ => &host,
         };
+        let entry = variants::variant(self.source, index, wanted, version)?.entry;
         let (descriptor, document) = fetch(self.source, &Version::Digest(entry.digest), Some(&entry))?;
         self.add(descriptor.clone(), document, 0)?;
         Ok(descriptor)
@@ -351,23 +356,61 @@ impl Plan<'_> {
         index: &Index,
         depth: usize,
     ) -> Result<(), TransferError> {
-        let what = Version::Digest(descriptor.digest);
-        let chosen: Vec<&Descriptor> = match &self.options.platforms {
-            Platforms::All | Platforms::Present => index.manifests().iter().collect(),
+        match &self.options.platforms {
             // Choosing among platforms happens once, at the index that the user named.
-            Platforms::Only(_) if depth > 0 => index.manifests().iter().collect(),
-            Platforms::Only(platforms) => {
-                platforms.iter().map(|platform| choose(index, platform, &what)).collect::<Result<_, _>>()?
+            Platforms::Only(platforms) if depth == 0 => {
+                let what = Version::Digest(descriptor.digest);
+                platforms.iter().try_for_each(|platform| self.add_variant(index, platform, &what))
             }
-        };
-        for entry in chosen {
-            match fetch(self.source, &Version::Digest(entry.digest), Some(entry)) {
-                Ok((child, document)) => self.add(child, document, depth + 1)?,
-                Err(error) if self.options.platforms == Platforms::Present && is_not_found(&error) => {}
-                Err(error) => return Err(error),
+            _ => self.add_entries(descriptor, index, depth),
+        }
+    }
+
+    /// Adds one variant, and the indexes within the index that lead to it.
+    fn add_variant(&mut self, index: &Index, wanted: &Platform, what: &Version) -> Result<(), TransferError> {
+        let Variant { indexes, entry, .. } = variants::variant(self.source, index, wanted, what)?;
+        let (child, document) = fetch(self.source, &Version::Digest(entry.digest), Some(&entry))?;
+        self.add(child, document, 1)?;
+        for (entry, inner) in indexes.iter().rev() {
+            if self.seen.insert(entry.digest) {
+                let descriptor = Descriptor::new(inner.media_type(), entry.digest, entry.size);
+                self.manifests.push((descriptor, inner.raw().to_vec()));
             }
         }
         Ok(())
+    }
+
+    /// Adds every entry that is there.
+    fn add_entries(
+        &mut self,
+        descriptor: &Descriptor,
+        index: &Index,
+        depth: usize,
+    ) -> Result<(), TransferError> {
+        let present = self.options.platforms == Platforms::Present;
+        let mut left_out = 0;
+        for entry in index.manifests() {
+            if variants::is_blob(entry) {
+                match self.source.has(entry)? {
+                    true if self.seen.insert(entry.digest) => self.blobs.push(entry.clone()),
+                    true => {}
+                    false => left_out += 1,
+                }
+                continue;
+            }
+            match fetch(self.source, &Version::Digest(entry.digest), Some(entry)) {
+                Ok((_, document)) if present && !variants::has_blobs(self.source, &document)? => {
+                    left_out += 1
+                }
+                Ok((child, document)) => self.add(child, document, depth + 1)?,
+                Err(error) if present && is_not_found(&error) => left_out += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        match depth == 0 && left_out > 0 && left_out == index.manifests().len() {
+            true => Err(TransferError::NotFound(format!("content of any entry of {}", descriptor.digest))),
+            false => Ok(()),
+        }
     }
 }
 
@@ -377,17 +420,6 @@ fn is_not_found(error: &TransferError) -> bool {
         TransferError::Store(error) => error.is_not_found(),
         _ => false,
     }
-}
-
-fn choose<'i>(index: &'i Index, wanted: &Platform, what: &Version) -> Result<&'i Descriptor, TransferError> {
-    index.select(wanted).ok_or_else(|| {
-        let named = index.manifests().iter().filter_map(|entry| entry.platform.as_ref());
-        TransferError::PlatformUnavailable {
-            what: what.to_string(),
-            wanted: wanted.to_string(),
-            available: named.map(Platform::to_string).collect::<Vec<_>>().join(", "),
-        }
-    })
 }
 
 /// Fetches a manifest and verifies it against the digest (and size) that it was asked for by.

@@ -29,6 +29,10 @@ impl ImageSource for Repository {
         Ok(Box::new(file))
     }
 
+    fn has(&self, blob: &Descriptor) -> Result<bool, TransferError> {
+        Ok(self.store().blob_size(&blob.digest)? == Some(blob.size))
+    }
+
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, TransferError> {
         let listed = Repository::referrers(self, subject)?;
         // What an old client listed under a tag need not be here.

@@ -60,6 +60,11 @@ impl ImageSource for RemoteRepository {
         Ok(self.open_blob(blob, offset)?)
     }
 
+    /// Asked of entries whose type says that they are no manifests; a registry may keep such a one among its manifests.
+    fn has(&self, blob: &Descriptor) -> Result<bool, TransferError> {
+        Ok(self.has_blob(blob)?)
+    }
+
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, TransferError> {
         Ok(RemoteRepository::referrers(self, subject, None)?)
     }

@@ -23,15 +23,20 @@ impl InUse {
         self.0.contains_key(manifest)
     }
 
-    /// Who uses a manifest, or a variant that it lists.
+    /// Who uses a manifest, or a variant that it lists, through however many indexes.
     pub(in crate::store) fn holder(
         &self,
         connection: &Connection,
         repository: i64,
         manifest: &Digest,
     ) -> rusqlite::Result<Option<&str>> {
-        let sql =
-            "SELECT target FROM reference WHERE repository_id = ?1 AND manifest = ?2 AND kind = 'manifest'";
+        let sql = "WITH RECURSIVE variant (digest) AS (
+                       SELECT target FROM reference
+                       WHERE repository_id = ?1 AND manifest = ?2 AND kind = 'manifest'
+                       UNION
+                       SELECT reference.target FROM reference JOIN variant ON reference.manifest = variant.digest
+                       WHERE reference.repository_id = ?1 AND reference.kind = 'manifest')
+                   SELECT digest FROM variant";
         let variants: Vec<Digest> =
             rows(connection, sql, params![repository, text(manifest)], |row| parsed(row, 0))?;
         let held = std::iter::once(manifest).chain(&variants).find_map(|digest| self.0.get(digest));
