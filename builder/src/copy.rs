@@ -93,6 +93,14 @@ pub(crate) struct CopyPlanner<'a> {
 }
 
 impl CopyPlanner<'_> {
+    /// Whether `--exclude` leaves out a file that a source names or matches. The contents of a folder are told apart
+    /// when it is walked through.
+    pub(crate) fn leaves_out(&self, found: &Match) -> bool {
+        let name = String::from_utf8_lossy(found.name.file_name().unwrap_or_default());
+        let excludes = self.rules.excludes.as_ref().filter(|_| !found.node.is_directory());
+        excludes.is_some_and(|excludes| excludes.matches_from_root(&name))
+    }
+
     /// Plans what a source matched. `several` says that it is not the only file of the instruction.
     pub(crate) fn add(
         &mut self,
@@ -109,11 +117,6 @@ impl CopyPlanner<'_> {
             });
         }
         let name = found.name.file_name().unwrap_or_default().to_vec();
-        let excluded =
-            |excludes: &IgnorePatterns| excludes.matches_from_root(&String::from_utf8_lossy(&name));
-        if self.rules.excludes.as_ref().is_some_and(excluded) {
-            return Ok(());
-        }
         self.add_file(&name, found.node, several)
     }
 

@@ -205,6 +205,9 @@ fn flags_on_archives() {
     assert_eq!(new, ["d644 5:6 d", "f644 5:6 d/x = x", "d755 0:0 e", "f644 5:6 e/y = y", "l644 5:6 l -> d"]);
     let workspace = Workspace::new();
     std::fs::write(workspace.context().join("a.tar"), tar(&[("./", b'5', ""), ("x", b'0', "x")])).unwrap();
+    // What --exclude leaves out is not unpacked either.
+    let none = workspace.build("FROM scratch\nADD --exclude=*.tar a.tar Buildfile /n/\n").listing();
+    assert_eq!(none.len(), 2, "{none:?}");
     // The archive's root has no say, neither here nor as a base.
     let built = workspace.build("FROM scratch\nADD --chmod=700 --chown=5:6 a.tar /n/m/\n").listing();
     assert_eq!(built, ["d755 5:6 n", "d755 5:6 n/m", "f644 5:6 n/m/x = x"]);

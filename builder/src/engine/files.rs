@@ -38,8 +38,9 @@ pub(crate) fn copy(
         if parents {
             return planner.add_with_parents(&*tree, &find_with_parents(&*tree, &source.text)?);
         }
-        let matches = find_sources(&*tree, &source.text)?;
+        let mut matches = find_sources(&*tree, &source.text)?;
         let several = several || matches.len() > 1;
+        matches.retain(|found| !planner.leaves_out(found));
         for found in matches {
             planner.add(&*tree, found, several)?;
         }
@@ -61,8 +62,9 @@ pub(crate) fn add(
     let unpack = add.unpack.is_none_or(|unpack| unpack.on);
     let maker = &run.build.maker;
     let plan = plan_transfer(run, transfer, |planner, source, several| {
-        let matches = find_sources(&*tree, &source.text)?;
+        let mut matches = find_sources(&*tree, &source.text)?;
         let several = several || matches.len() > 1;
+        matches.retain(|found| !planner.leaves_out(found));
         for found in matches {
             match if unpack { add::archive(maker, &found)? } else { None } {
                 Some(archive) => planner.add_archive(&archive)?,
