@@ -8,6 +8,7 @@
 //!
 //! Of each step two questions are asked: what is its key ([`crate::cache`]), and what does it do.
 
+mod epoch;
 mod error;
 mod files;
 mod options;
@@ -87,6 +88,8 @@ pub struct Builder<'a> {
     images: &'a dyn BaseImages,
     options: BuildOptions,
     interrupt: Interrupt,
+    /// What is wrong with an argument that the options were to take up.
+    problem: Option<Diagnostic>,
 }
 
 /// An image that was built.
@@ -128,7 +131,13 @@ struct Planned {
 impl<'a> Builder<'a> {
     /// A builder of one image.
     pub fn new(store: Store, images: &'a dyn BaseImages, options: BuildOptions) -> Builder<'a> {
-        Builder { store, images, options, interrupt: Interrupt::default() }
+        let mut builder = Builder { store, images, options, interrupt: Interrupt::default(), problem: None };
+        // Mistakes in the file are told when it is built.
+        if let Ok(file) = parse(&builder.options.buildfile) {
+            let plan_options = builder.plan_options();
+            builder.problem = epoch::settle(&mut builder.options, &file, &plan_options).err();
+        }
+        builder
     }
 
     /// What the build is asked for.
@@ -167,8 +176,11 @@ impl<'a> Builder<'a> {
 
     /// Parses, plans and resolves base images until the plan is stable.
     fn plan(&self) -> Result<Planned, BuildError> {
+        if let Some(problem) = &self.problem {
+            return Err(problem.clone().into());
+        }
         let file = parse(&self.options.buildfile)?;
-        let mut options = self.plan_options()?;
+        let mut options = self.plan_options();
         let mut images = BTreeMap::new();
         for _ in 0..PLANS_MAX {
             let graph = Graph::plan(&file, &options)?;
@@ -184,16 +196,16 @@ impl<'a> Builder<'a> {
         Err(Diagnostic::error_without_place(message).into())
     }
 
-    fn plan_options(&self) -> Result<PlanOptions, BuildError> {
+    fn plan_options(&self) -> PlanOptions {
         let options = &self.options;
-        Ok(PlanOptions {
+        PlanOptions {
             target: options.target.clone(),
             build_args: options.build_args.clone(),
             target_platform: options.platform.clone(),
             source_date_epoch: options.epoch_is_given.then(|| options.epoch.seconds().to_string()),
             named_contexts: options.named_contexts.clone(),
             ..PlanOptions::default()
-        })
+        }
     }
 
     /// Resolves the images that the graph names and `images` lacks, several at a time.
@@ -332,7 +344,7 @@ impl<'a> Builder<'a> {
     /// As [`Builder::build`], for mistakes in the Buildfile.
     pub fn user_namespace(&self) -> Result<UserNamespace, BuildError> {
         let file = parse(&self.options.buildfile)?;
-        let graph = Graph::plan(&file, &self.plan_options()?)?;
+        let graph = Graph::plan(&file, &self.plan_options())?;
         let runs = |stage: &Stage| {
             stage.steps.iter().any(|step| matches!(step.instruction.kind, InstructionKind::Run(_)))
         };

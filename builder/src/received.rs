@@ -15,6 +15,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rimg_formats::epoch::Epoch;
 use rimg_formats::layer::{EntryKind, LayerCompression, LayerOptions, LayerPath, MtimePolicy};
 use rimg_formats::store::Store;
 use rimg_runner::claim;
@@ -49,6 +50,8 @@ pub enum Received {
 pub struct ReceivedContext {
     parent: PathBuf,
     name: String,
+    /// The time of the newest regular file.
+    newest: Option<Epoch>,
     _lock: File,
 }
 
@@ -58,7 +61,7 @@ pub struct ReceivedContext {
 /// [`InputError`]: the stream breaks, is no Buildfile, or is a tar that cannot be unpacked.
 pub fn receive(store: &Store, mut input: impl Read) -> Result<Received, InputError> {
     let parent = store.snapshots_dir();
-    let context = ReceivedContext::claim(&parent).map_err(failed(&parent))?;
+    let mut context = ReceivedContext::claim(&parent).map_err(failed(&parent))?;
     let path = context.path().join(RECEIVED);
     let copied = File::create_new(&path).and_then(|mut file| {
         io::copy(&mut input, &mut file)?;
@@ -91,7 +94,7 @@ impl ReceivedContext {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let name = format!(".new-{}-context-{number}", std::process::id());
             if let Some(lock) = claim::make(&parent.join(&name), 0o700)? {
-                return Ok(ReceivedContext { parent: parent.to_owned(), name, _lock: lock });
+                return Ok(ReceivedContext { parent: parent.to_owned(), name, newest: None, _lock: lock });
             }
         }
     }
@@ -101,7 +104,7 @@ impl ReceivedContext {
     }
 
     /// Unpacks what was received; false when it is no tar.
-    fn unpack(&self, store: &Store) -> Result<bool, InputError> {
+    fn unpack(&mut self, store: &Store) -> Result<bool, InputError> {
         let maker = LayerMaker {
             store: store.clone(),
             cache: Cache::new(store.clone(), false),
@@ -128,6 +131,8 @@ impl ReceivedContext {
         entries.retain(|planned| {
             !matches!(planned.entry.kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. })
         });
+        let files = entries.iter().filter(|planned| matches!(planned.entry.kind, EntryKind::Regular { .. }));
+        self.newest = files.filter_map(|planned| Epoch::from_seconds(planned.entry.mtime.secs)).max();
         let context = path.join(CONTEXT);
         fs::create_dir(&context).map_err(failed(&context))?;
         materialise(&entries, &context, MtimePolicy::Preserve).map_err(|error| refused(error.to_string()))?;
@@ -162,6 +167,7 @@ impl ReceivedContext {
         let name =
             Path::new(&name).strip_prefix(&root).map_or(name.clone(), |name| name.display().to_string());
         options.buildfile = SourceFile::new(name, options.buildfile.text());
+        options.context_time = self.newest;
         Ok(options)
     }
 }

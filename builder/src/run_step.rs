@@ -296,8 +296,15 @@ fn is_hosts(error: &SandboxError) -> bool {
     }
 }
 
+/// A command for a message: of a script its first line. The Buildfile's lines stand below the message.
+fn on_one_line(command: &str) -> String {
+    let mut lines = command.lines().map(str::trim_end).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default().to_owned();
+    if lines.next().is_some() { format!("{first} …") } else { first }
+}
+
 fn failure(status: &ExitStatus, process: &[String], last_lines: Vec<String>, span: Span) -> RunFailure {
-    let shown = process.join(" ");
+    let shown = on_one_line(&process.join(" "));
     let message = match (&status.exec_error, status.signal) {
         (Some(error), _) => {
             format!("failed to run `{}`: {error}", process.first().map_or("", String::as_str))

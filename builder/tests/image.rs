@@ -228,6 +228,35 @@ fn variables_that_are_empty_change_nothing() {
 }
 
 #[test]
+fn the_epoch_is_an_argument_of_the_file_too() {
+    let workspace = Workspace::new();
+    let built = |text: &str, given: Option<&str>| {
+        let mut options = workspace.options(text);
+        options.named_contexts.insert("other".into(), "/".into());
+        options.context_time = rimg_formats::epoch::Epoch::from_seconds(77);
+        options.build_args.extend(given.map(|value| ("SOURCE_DATE_EPOCH".to_owned(), value.to_owned())));
+        let config = workspace.build_with(options).unwrap().config();
+        (config.created.unwrap(), config.config.labels.get("epoch").cloned().unwrap_or_default())
+    };
+    let stage = "FROM scratch\nARG SOURCE_DATE_EPOCH\nLABEL epoch=$SOURCE_DATE_EPOCH\n";
+    let file = |value: &str| format!("ARG SOURCE_DATE_EPOCH={value}\n{stage}");
+    let pair = |created: &str, label: &str| (created.to_owned(), label.to_owned());
+    let none = pair("1980-01-02T00:00:00Z", "");
+    assert_eq!(built(&file("86400"), None), pair("1970-01-02T00:00:00Z", "86400"));
+    assert_eq!(built(&file("86400"), Some("86401")), pair("1970-01-02T00:00:01Z", "86401"));
+    assert_eq!(built(&file("context"), None), pair("1970-01-01T00:01:17Z", "77"));
+    assert_eq!(built(stage, Some("context")), pair("1970-01-01T00:01:17Z", "77"));
+    assert_eq!(built(&file("other"), None), none);
+    assert_eq!(built(&file("\"\""), None), none);
+    assert_eq!(built(stage, None), none);
+    let text = workspace.fails("ARG SOURCE_DATE_EPOCH=tomorrow\nFROM scratch\nENV A=1\n");
+    let expected = "error: SOURCE_DATE_EPOCH is `tomorrow`: expected seconds since 1970, or `context`\n --> Buildfile:1:23";
+    assert!(text.starts_with(expected), "{text}");
+    let text = workspace.fails("ARG SOURCE_DATE_EPOCH=src\nFROM scratch AS Src\nENV A=1\n");
+    assert!(text.starts_with("error: SOURCE_DATE_EPOCH from the stage `src` is not supported"), "{text}");
+}
+
+#[test]
 fn unknown_images_are_told_at_their_line() {
     let text = Workspace::new().fails("FROM scratch AS a\nFROM nowhere:1\nCOPY --from=elsewhere /x /\n");
     let help = |name| {

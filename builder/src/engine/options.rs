@@ -44,6 +44,8 @@ pub struct BuildOptions {
     pub no_cache: bool,
     /// The time of entries and of the configuration.
     pub epoch: Epoch,
+    /// The time of the newest file of a context that came as a tar: what `SOURCE_DATE_EPOCH=context` means.
+    pub context_time: Option<Epoch>,
     /// Whether [`BuildOptions::epoch`] was given by the user (`SOURCE_DATE_EPOCH`), so that RUN steps see it too.
     pub epoch_is_given: bool,
     /// Which times entries get.
@@ -86,6 +88,7 @@ impl BuildOptions {
             annotations: BTreeMap::new(),
             no_cache: false,
             epoch: Epoch::DEFAULT,
+            context_time: None,
             epoch_is_given: false,
             timestamps: Timestamps::Constant,
             compression: LayerCompression::GZIP_DEFAULT,

@@ -7,7 +7,7 @@ use crate::diagnostic::Diagnostic;
 use crate::expand::Expander;
 use crate::source::Span;
 use crate::suggest;
-use crate::syntax::{ArgDeclaration, WARNINGS_MAX, Word};
+use crate::syntax::{ArgDeclaration, Buildfile, InstructionKind, WARNINGS_MAX, Word};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Arguments that reach RUN without any ARG, in whatever case, and then take no part in keys or history.
@@ -15,6 +15,27 @@ const PROXY_ARGUMENTS: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "N
 
 fn is_proxy(name: &str) -> bool {
     PROXY_ARGUMENTS.iter().any(|proxy| proxy.eq_ignore_ascii_case(name))
+}
+
+/// The build argument for the time of files.
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// The default that an ARG before the first FROM gives `name`, and where; the last one counts.
+pub(crate) fn global_argument(file: &Buildfile, options: &PlanOptions, name: &str) -> Option<(String, Span)> {
+    let mut globals = Globals::new(options, None);
+    let mut found = None;
+    let mut warnings = Vec::new();
+    for instruction in &file.instructions {
+        let InstructionKind::Arg(declarations) = &instruction.kind else { break };
+        for declaration in declarations {
+            if let (true, Some(default)) = (declaration.name.text == name, &declaration.default) {
+                let value = globals.expand(default, file.escape, "UndefinedVar", &mut warnings).ok()?;
+                found = Some((value, default.span));
+            }
+            globals.declare(declaration, file.escape, &mut warnings).ok()?;
+        }
+    }
+    found
 }
 
 /// The global scope of a build.
@@ -32,7 +53,7 @@ impl Globals {
     pub(super) fn new(options: &PlanOptions, last_stage: Option<&str>) -> Globals {
         let mut build_args = options.build_args.clone();
         if let Some(epoch) = &options.source_date_epoch {
-            build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.clone());
+            build_args.entry(SOURCE_DATE_EPOCH.to_owned()).or_insert_with(|| epoch.clone());
         }
         let mut automatic = BTreeMap::new();
         for (prefix, platform) in [("TARGET", &options.target_platform), ("BUILD", &options.build_platform)] {
@@ -74,6 +95,9 @@ impl Globals {
             let message = format!("the global arguments come to more than {ENVIRONMENT_BYTES_MAX} bytes");
             return Err(Diagnostic::error(declaration.name.span, message));
         }
+        // Other words than a number are for the build; steps see the time that they mean, or none.
+        let is_time = |value: &String| value.bytes().all(|byte| byte.is_ascii_digit());
+        let value = value.filter(|value| name != SOURCE_DATE_EPOCH || is_time(value));
         self.declared.insert(name, value);
         Ok(())
     }
@@ -139,7 +163,7 @@ impl Globals {
                 || self.automatic.contains_key(name)
                 || is_proxy(name)
                 || name.starts_with("BUILDKIT_")
-                || name == "SOURCE_DATE_EPOCH"
+                || name == SOURCE_DATE_EPOCH
         };
         let unused = self.build_args.keys().filter(|name| !known(name));
         let warning = |name: &String| Diagnostic {

@@ -25,6 +25,7 @@ pub use expanded::{
     ExpandedSource, ExpandedTransfer, RunCommand,
 };
 pub use globals::Globals;
+pub(crate) use globals::global_argument;
 pub use scope::{DEFAULT_PATH, ENVIRONMENT_BYTES_MAX, Evaluated, StageScope};
 
 use crate::diagnostic::{Diagnostic, Severity};

@@ -274,11 +274,6 @@ fn options(args: &BuildArgs, mut options: BuildOptions) -> Result<BuildOptions, 
         };
         options.build_args.extend(given);
     }
-    // Docker's way of giving it; it beats the environment's.
-    if let Some(text) = options.build_args.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) {
-        options.epoch = Epoch::parse(text)?;
-        options.epoch_is_given = true;
-    }
     let working_folder = std::env::current_dir().context("failed to find the working folder")?;
     for context in &args.build_context {
         let (name, value) = contexts::parse(context, &working_folder)?;
