@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -12,6 +14,7 @@ use rimg_formats::digest::Digest;
 use rimg_formats::layer::{EntryKind, IndexEntry, LayerIndex, LayerPath, MergedTree, Node};
 use rimg_formats::store::{Store, StoreError};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::cache::LayerRecord;
 use crate::context::DiskFile;
@@ -197,9 +200,7 @@ impl LayerContents {
         if self.spilled.get().is_some() {
             return Ok(());
         }
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let directory = self.store.root().join("uploads");
-        let mut file = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?);
+        let mut file = unnamed_file(&self.store.root().join("uploads"))?;
         let mut stream = decoder(self.index.compression, Box::new(self.blob()?));
         let length = io::copy(&mut (&mut stream).take(self.index.uncompressed_size), &mut file)?;
         if length < self.index.uncompressed_size {
@@ -209,6 +210,27 @@ impl LayerContents {
         let _ = self.spilled.set(file);
         Ok(())
     }
+}
+
+/// A file without a name on the file system of `directory`.
+fn unnamed_file(directory: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR) {
+        // What a file system that has none of them answers: network file systems, overlayfs before Linux 6.1.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => briefly_named_file(directory),
+        opened => Ok(File::from(opened?)),
+    }
+}
+
+/// A file that loses its name at once.
+fn briefly_named_file(directory: &Path) -> io::Result<File> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = format!(".layer-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let path = directory.join(name);
+    let mut options = File::options();
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
 }
 
 /// Gets layers ready from which many files are going to be read.
@@ -242,4 +264,23 @@ pub(crate) fn read_small_file(tree: &dyn SourceTree, path: &LayerPath) -> io::Re
         Content::Layer(file) => drop(file.open()?.take(SMALL_FILE_BYTES_MAX).read_to_end(&mut bytes)?),
     }
     Ok(Some(bytes))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::{Seek, Write};
+
+    #[test]
+    fn files_of_layers_leave_no_name_on_any_file_system() {
+        let folder = tempfile::tempdir().unwrap();
+        for make in [unnamed_file, briefly_named_file] {
+            let mut file = make(folder.path()).unwrap();
+            file.write_all(b"layer").unwrap();
+            file.rewind().unwrap();
+            assert_eq!(io::read_to_string(file).unwrap(), "layer");
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
 }

@@ -36,7 +36,7 @@ const fn feature(name: &'static str, since: Version, without: &'static str) -> F
 }
 
 /// What is used beyond [`ROOT_SINCE`], or is what makes that the oldest; by version.
-pub const FEATURES: [Feature; 14] = [
+pub const FEATURES: [Feature; 15] = [
     feature("`open_tree`, `move_mount`, `fsopen`", Version(5, 2), "needed"),
     feature("`clone3`, pidfds that can be waited for", Version(5, 4), "needed"),
     feature("`openat2`", Version(5, 6), "needed"),
@@ -47,6 +47,11 @@ pub const FEATURES: [Feature; 14] = [
     feature("`close_range` with close-on-exec", Version(5, 11), "descriptors are marked one by one"),
     feature("`mount_setattr`", Version(5, 12), "remounted in a mount namespace made for it"),
     feature("`cgroup.kill`", Version(5, 14), "the kernel ends all with process 1"),
+    feature(
+        "files without a name on overlayfs (`O_TMPFILE`)",
+        Version(6, 1),
+        "a file that loses its name at once",
+    ),
     feature("`memfd_create` for programs (`MFD_EXEC`)", Version(6, 3), "programs are always allowed"),
     feature(
         "`user.*` attributes on tmpfs",
