@@ -61,7 +61,33 @@ impl IndexEntry {
     }
 }
 
+/// A file that is not root's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`/{path}` belongs to {uid}:{gid}, and there are no ids but root's here: without other owners it would be another image"
+)]
+pub struct OtherOwner {
+    /// Its path.
+    pub path: LayerPath,
+    /// Its user.
+    pub uid: u64,
+    /// Its group.
+    pub gid: u64,
+}
+
 impl LayerIndex {
+    /// Whether all files are root's.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn one_owner(&self) -> Result<(), OtherOwner> {
+        let entries = self.entries.iter().map(|entry| &entry.entry).filter(|entry| !entry.is_marker());
+        match entries.into_iter().find(|entry| (entry.uid, entry.gid) != (0, 0)) {
+            Some(entry) => Err(OtherOwner { path: entry.path.clone(), uid: entry.uid, gid: entry.gid }),
+            None => Ok(()),
+        }
+    }
+
     /// What the layer puts at `path`, markers aside.
     pub fn get(&self, path: &LayerPath) -> Option<&IndexEntry> {
         self.position(path).map(|at| &self.entries[at])

@@ -40,7 +40,7 @@ pub mod writer;
 pub use content::Content;
 pub use entry::{Entry, EntryKind, Mtime, is_machine_xattr, layer_order};
 pub use error::LayerError;
-pub use index::{FileContent, IndexEntry, LayerIndex};
+pub use index::{FileContent, IndexEntry, LayerIndex, OtherOwner};
 pub use index_format::IndexError;
 pub use limits::Limits;
 pub use merged::{MergedTree, Node, ResolveError, Resolved, Walk};

@@ -153,7 +153,7 @@ pub enum WriteError {
         /// What it lies under.
         parent: LayerPath,
     },
-    /// A hard link names something that is not a regular file earlier in the same layer.
+    /// A hard link names something that is not a file, FIFO or device earlier in the same layer.
     #[error("`{path}` is a hard link to `{target}`, which is not an earlier file of the same layer")]
     HardlinkTarget {
         /// The entry.
@@ -344,7 +344,12 @@ impl<W: Write + Send> LayerWriter<W> {
     fn is_file(&self, target: &LayerPath) -> bool {
         let position = Position::of_path(target);
         let found = self.entries.binary_search_by(|probe| Position::of(&probe.entry).cmp(&position));
-        found.is_ok_and(|at| matches!(self.entries[at].entry.kind, EntryKind::Regular { .. }))
+        // A FIFO or a device may have several names as well.
+        let is_named = |kind: &EntryKind| {
+            use EntryKind::{BlockDevice, CharDevice, Fifo, Regular};
+            matches!(kind, Regular { .. } | Fifo | CharDevice { .. } | BlockDevice { .. })
+        };
+        found.is_ok_and(|at| is_named(&self.entries[at].entry.kind))
     }
 
     fn append_content(&mut self, entry: &Entry, mut content: impl Read, own: bool) -> Result<(), WriteError> {

@@ -18,7 +18,7 @@ use crate::digest::Digest;
 /// that hangs.
 pub(super) const LEASE_SECONDS: i64 = 24 * 3600;
 
-/// Keeps one blob (or a manifest with all it needs) from being collected while it lives.
+/// Keeps blobs (or a manifest with all it needs) from being collected while it lives.
 #[derive(Debug)]
 pub struct Lease {
     store: Store,
@@ -35,8 +35,13 @@ impl Drop for Lease {
 impl Store {
     /// Leases `digest` until the returned value is dropped.
     pub fn lease(&self, digest: &Digest) -> Result<Lease, StoreError> {
+        self.lease_all(&[*digest])
+    }
+
+    /// Leases all of `digests` until the returned value is dropped.
+    pub fn lease_all(&self, digests: &[Digest]) -> Result<Lease, StoreError> {
         let holder = format!("{}/{}", self.holder()?, random_id());
-        self.insert_leases(&holder, &[*digest], Some(now() + LEASE_SECONDS), Durability::Soft)?;
+        self.insert_leases(&holder, digests, Some(now() + LEASE_SECONDS), Durability::Soft)?;
         Ok(Lease { store: self.clone(), holder })
     }
 

@@ -38,6 +38,7 @@ use crate::digest::{Algorithm, Digest};
 
 pub mod blob;
 pub mod cache;
+pub mod cache_mounts;
 #[cfg(test)]
 mod collection_tests;
 mod directory_sync;
@@ -71,6 +72,7 @@ pub use blob::{Blob, BlobState};
 pub use error::StoreError;
 pub use images::{Image, ImageRecord, ResolvedImage};
 pub use ingest::{Committed, Expect, Ingest};
+pub use lease::Lease;
 pub use put::{ManifestPut, Precondition, PutOptions, Require};
 pub use referrers::{ReferrersPage, ReferrersQuery};
 pub use repository::{Repository, StoredManifest};
