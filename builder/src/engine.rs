@@ -26,7 +26,7 @@ use rimg_formats::digest::{DiffId, Digest};
 use rimg_formats::layer::{LayerOptions, MtimePolicy};
 use rimg_formats::platform::Platform;
 use rimg_formats::reference::{ImageName, Reference, RepositoryName, Tag};
-use rimg_formats::store::{Image, PutOptions, Store};
+use rimg_formats::store::{Image, Lease, PutOptions, Store};
 
 pub use self::error::{BuildError, RunFailure};
 pub(crate) use self::files::step_error;
@@ -116,6 +116,8 @@ pub(crate) struct Build<'a> {
     context: OnceLock<DiskTree>,
     turns: Mutex<HashMap<CacheKey, Turn>>,
     pub(crate) stop: Stop,
+    /// Keeps the layers of all images that the build reads.
+    _held: Option<Lease>,
 }
 
 /// Held while a RUN step of one key is at work.
@@ -157,7 +159,7 @@ impl<'a> Builder<'a> {
     pub fn build(&self, events: &EventSink<'_>) -> Result<BuildResult, BuildError> {
         let planned = self.plan()?;
         announce(&planned, events);
-        let build = self.prepare(planned, events);
+        let build = self.prepare(planned, events)?;
         let dependencies: Vec<_> =
             build.graph.stages.iter().map(|stage| stage.dependencies.clone()).collect();
         let results = run_in_order(&dependencies, stages_at_once(), &|index, results| {
@@ -275,7 +277,7 @@ impl<'a> Builder<'a> {
         start.is_some_and(|start| start.join(name).exists())
     }
 
-    fn prepare<'b>(&'b self, planned: Planned, events: &'b EventSink<'b>) -> Build<'b> {
+    fn prepare<'b>(&'b self, planned: Planned, events: &'b EventSink<'b>) -> Result<Build<'b>, BuildError> {
         let options = &self.options;
         let mtime = match options.timestamps {
             Timestamps::Constant => MtimePolicy::Fixed(options.epoch),
@@ -289,7 +291,10 @@ impl<'a> Builder<'a> {
             stop: stop.clone(),
             options: LayerOptions { compression: options.compression, threads: options.threads, mtime },
         };
-        Build {
+        let layers = planned.images.values().flat_map(|image| &image.layers);
+        let layers: Vec<Digest> = layers.map(|(descriptor, _)| descriptor.digest).collect();
+        let held = if layers.is_empty() { None } else { Some(self.store.lease_all(&layers)?) };
+        Ok(Build {
             options,
             store: &self.store,
             maker,
@@ -299,7 +304,8 @@ impl<'a> Builder<'a> {
             context: OnceLock::new(),
             turns: Mutex::default(),
             stop,
-        }
+            _held: held,
+        })
     }
 
     /// Puts configuration and manifest into the store and points the names at them.

@@ -224,7 +224,7 @@ impl LayerMaker {
     }
 
     /// The content digest of each entry, whose attributes are read as well, by as little reading as is safe, on all threads.
-    fn digests(&self, entries: &mut [PlannedEntry]) -> Result<ContentDigests, LayerStepError> {
+    pub(crate) fn digests(&self, entries: &mut [PlannedEntry]) -> Result<ContentDigests, LayerStepError> {
         read_xattrs(entries)?;
         let entries = &*entries;
         let stamps: Vec<FileStamp> = entries

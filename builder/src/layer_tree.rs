@@ -88,9 +88,9 @@ impl LayerTree {
         LayerTree { name: self.name.clone(), merged, layers }
     }
 
-    /// The indexes of its layers, lowest first.
-    pub(crate) fn indexes(&self) -> &[Arc<LayerIndex>] {
-        self.merged.layers()
+    /// What the layers make.
+    pub(crate) fn merged(&self) -> &MergedTree {
+        &self.merged
     }
 
     /// The same tree under another name.

@@ -12,13 +12,15 @@ mod caches;
 mod clock;
 mod mounts;
 mod output;
+mod renewed;
+mod seen;
 mod workspace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
-use rimg_formats::layer::{Entry, EntryKind, LayerWriter, Limits, MtimePolicy};
+use rimg_formats::layer::{Entry, EntryKind, LayerWriter, Limits, MtimePolicy, OtherOwner};
 use rimg_runner::snapshots::changes::Changes;
 use rimg_runner::snapshots::{Owners, SnapshotTimes, Snapshots};
 use rimg_runner::spec::{EtcFile, Network, RootFs, Stdio, Upper};
@@ -26,6 +28,7 @@ use rimg_runner::{ExitStatus, Sandbox, SandboxError, SandboxSpec};
 
 use self::clock::LayerTimes;
 use self::mounts::MountPlan;
+use self::renewed::renew;
 use self::workspace::RunWorkspace;
 use crate::cache::{Lookup, Slot, StepInputs, StepRecord};
 use crate::context::processors;
@@ -78,7 +81,7 @@ pub(crate) fn run(
         }
         Lookup::Miss(miss, _) => {
             (stage.build.events)(Event::StepMissed { id, miss });
-            let outcome = execute(stage, instruction, mounts, id, span)?;
+            let outcome = execute(stage, instruction, mounts, id, (span, &step.instruction.text))?;
             let record = StepRecord { inputs, layer: outcome.0.clone() };
             maker.cache.remember(slot, &record)?;
             StepOutcome { key, cached: false, layer: outcome.0, entries: outcome.1 }
@@ -126,6 +129,11 @@ fn inputs(stage: &StageRun<'_>, instruction: &ExpandedRun, mounts: &MountPlan) -
     inputs.add("hostname", host_name(stage));
     inputs.add("network", if wants_network(instruction) { "host" } else { "none" });
     inputs.add("platform", &stage.image.config.platform.to_string());
+    let squashes = stage.build.options.squash_owners && owners() == Owners::Squash;
+    if squashes && first_other_owner(stage).is_err() {
+        // Other files than with their owners, so another result.
+        inputs.add("owners", "all root's");
+    }
     mounts.add_inputs(&mut inputs);
     inputs
 }
@@ -162,27 +170,35 @@ fn execute(
     instruction: &ExpandedRun,
     mounts: MountPlan,
     id: StepId,
-    span: Span,
+    (span, text): (Span, &str),
 ) -> Result<Made, BuildError> {
     let build = stage.build;
     let failed = |error: std::io::Error| BuildError::at(span, format!("failed to prepare the step: {error}"));
     let snapshots = Snapshots::open(&build.store.snapshots_dir(), owners());
     let snapshots = snapshots.map_err(|error| BuildError::at(span, error.to_string()))?;
-    let times = LayerTimes::of(stage.tree.indexes(), build.maker.options.mtime);
+    let snapshots = if build.options.squash_owners { snapshots.squashing() } else { snapshots };
+    if snapshots.needs_one_owner() {
+        check_owners(stage, span)?;
+    }
+    let times = LayerTimes::of(stage.tree.merged().layers(), build.maker.options.mtime);
     let lowers = lower_directories(stage, &snapshots, &times, span)?;
     let root = stage.tree.lookup(&rimg_formats::layer::LayerPath::root()).map_err(failed)?;
     let workspace = RunWorkspace::new(&build.store.snapshots_dir(), root.as_ref()).map_err(failed)?;
     let lowers = if lowers.is_empty() { vec![workspace.empty()] } else { lowers };
-    let stacked = snapshots.on_mount_points(&lowers);
+    let prepared = mounts.take_caches(build).and_then(|()| renew(stage, text, &times, &mounts, &workspace));
+    if prepared.is_err() {
+        // Waiting for a cache ends with the build.
+        build.check_stopped()?;
+    }
+    let renewed = prepared.map_err(failed)?;
+    let shown: Vec<PathBuf> = lowers.iter().cloned().chain(renewed.top.clone()).collect();
+    let stacked = snapshots.on_mount_points(&shown);
     let rootfs = RootFs {
         lowers: stacked.map_err(|error| BuildError::at(span, error.to_string()))?,
         upper: Upper::Directory { upper: workspace.upper(), work: workspace.work(), volatile: true },
     };
     let mut spec = sandbox(stage, instruction, rootfs);
-    if let Err(error) = mounts.prepare(build, &workspace, &mut spec) {
-        build.check_stopped()?;
-        return Err(failed(error));
-    }
+    mounts.prepare(&workspace, &renewed, &mut spec).map_err(failed)?;
     if let RunCommand::Script { name, content } = &instruction.command {
         spec.mounts.push(workspace.script(&format!("{SCRIPT_DIRECTORY}/{name}"), content).map_err(failed)?);
     }
@@ -195,6 +211,19 @@ fn execute(
         build.check_stopped()?;
     }
     committed.map_err(|error| step_error(error, span))
+}
+
+/// Refuses to show files as root's that are not.
+fn check_owners(stage: &StageRun<'_>, span: Span) -> Result<(), BuildError> {
+    first_other_owner(stage).map_err(|other| {
+        Diagnostic::error(span, format!("the step cannot see all owners: {other}"))
+            .help("`rimg doctor` tells how to get subordinate ids; `--squash-owners` gives all files to root")
+            .into()
+    })
+}
+
+fn first_other_owner(stage: &StageRun<'_>) -> Result<(), OtherOwner> {
+    stage.tree.merged().layers().iter().try_for_each(|index| index.one_owner())
 }
 
 /// Whose files snapshots are: a user namespace with a single id knows no other owners.

@@ -47,6 +47,15 @@ fn main() {
         ("programs_run_from_tmpfs_and_from_secrets", programs_run_from_tmpfs_and_from_secrets),
         ("no_error_shows_a_secret", no_error_shows_a_secret),
         ("caches_of_other_owners_are_others", caches_of_other_owners_are_others),
+        (
+            "a_cache_is_newer_than_what_it_was_made_of_and_older_than_what_changed",
+            a_cache_is_newer_than_what_it_was_made_of_and_older_than_what_changed,
+        ),
+        ("beside_a_cache_only_changed_files_are_new", beside_a_cache_only_changed_files_are_new),
+        ("bind_mounts_beside_a_cache", bind_mounts_beside_a_cache),
+        ("a_build_holds_the_images_that_it_reads", a_build_holds_the_images_that_it_reads),
+        ("owners_are_dropped_only_where_told", owners_are_dropped_only_where_told),
+        ("fifos_and_their_links_are_kept", fifos_and_their_links_are_kept),
         ("waiting_for_a_cache_can_be_interrupted", waiting_for_a_cache_can_be_interrupted),
     ];
     assert!(Path::new("/bin/busybox").exists(), "/bin/busybox is missing: apt-get install busybox-static");
@@ -82,7 +91,7 @@ fn workspace() -> Workspace {
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
     for applet in [
         "sh", "cat", "echo", "ls", "rm", "mv", "touch", "mkdir", "ln", "id", "env", "test", "true", "sleep",
-        "chmod", "stat", "pwd", "printf", "hostname", "head",
+        "chmod", "stat", "pwd", "printf", "hostname", "head", "cp", "mkfifo", "mknod",
     ] {
         symlink("busybox", bin.join(applet)).unwrap();
     }
@@ -605,4 +614,170 @@ fn waiting_for_a_cache_can_be_interrupted() {
     assert!(began.elapsed() < std::time::Duration::from_secs(20));
     drop(held);
     assert_eq!(output(&workspace.build(&format!("{BASE}ENV A=1\n{step}"))), ["ran"]);
+}
+
+/// As [`MAKE`], with the result in a cache mount: tells when it built.
+const MAKE_IN_CACHE: &str = "--mount=type=cache,target=/c \
+    if ! test -e /c/out || test /src -nt /c/out; then cat /src > /c/out && echo built; fi; cat /c/out";
+
+/// Gives a file of the context a new content and a modification time of long ago, as a checkout may.
+fn checked_out(workspace: &Workspace, name: &str, content: &str) {
+    workspace.file(name, content);
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    fs::File::options().write(true).open(workspace.context().join(name)).unwrap().set_modified(old).unwrap();
+}
+
+fn a_cache_is_newer_than_what_it_was_made_of_and_older_than_what_changed() {
+    let workspace = workspace();
+    let mut number = 0;
+    let mut make = |source: &str, content: &str| {
+        number += 1;
+        checked_out(&workspace, "src", content);
+        output(&workspace.build(&format!("{BASE}{source}\nENV N={number}\nRUN {MAKE_IN_CACHE}\n")))
+    };
+    for source in ["COPY src /src", "COPY --link src /src", "RUN --mount=target=/m,source=src cp /m /src"] {
+        let content = |version: &str| format!("{version} by {}\n", &source[..6]);
+        let line = |version: &str| content(version).trim_end().to_owned();
+        assert_eq!(make(source, &content("one")), ["built".to_owned(), line("one")], "{source}");
+        assert_eq!(make(source, &content("one")), [line("one")], "{source}: made again for nothing");
+        assert_eq!(make(source, &content("two")), ["built".to_owned(), line("two")], "{source}");
+        assert_eq!(make(source, &content("two")), [line("two")], "{source}: made again for nothing");
+        // The layer is in the build cache, older than what was made of the other version.
+        assert_eq!(make(source, &content("one")), ["built".to_owned(), line("one")], "{source}: back");
+        assert_eq!(make(source, &content("one")), [line("one")], "{source}: made again for nothing");
+    }
+}
+
+fn beside_a_cache_only_changed_files_are_new() {
+    let workspace = workspace();
+    for name in ["a", "b", "sub/c"] {
+        workspace.file(&format!("data/{name}"), name);
+    }
+    let look = |number: u32, dockerfile: &str| {
+        let built = workspace.build(&format!(
+            "{BASE}{dockerfile}COPY --chmod=4751 data /data\nENV N={number}\n\
+             RUN --mount=type=cache,target=/c cd /data && for f in a b new sub sub/c; do test -e $f || continue; \
+             if test $f -nt /c/mark; then echo $f; fi; done; stat -c '%a %h' /data/a; touch /c/mark\n"
+        ));
+        assert_eq!(built.result.layers.len(), 2 + dockerfile.lines().count(), "copies are no change");
+        output(&built)
+    };
+    assert_eq!(look(1, ""), ["4751 1"], "there is no mark yet");
+    assert_eq!(look(2, ""), ["4751 1"]);
+    workspace.file("data/a", "A");
+    assert_eq!(look(3, ""), ["a", "4751 1"]);
+    // A layer below moves the others, and changes none of them.
+    assert_eq!(look(4, "RUN echo x > /etc/x\n"), ["4751 1"]);
+    workspace.file("data/new", "new");
+    assert_eq!(look(5, ""), ["new", "4751 1"]);
+    fs::remove_file(workspace.context().join("data/sub/c")).unwrap();
+    workspace.file("data/sub/d", "d");
+    assert_eq!(look(6, ""), ["sub", "4751 1"]);
+    workspace.file("data/sub/c", "sub/c");
+    assert_eq!(look(7, ""), ["sub", "sub/c", "4751 1"], "it came back");
+    // Nobody knows any more what was there.
+    let caches = workspace.store.root().join("cache-mounts");
+    let cache = fs::read_dir(caches).unwrap().next().unwrap().unwrap().path();
+    fs::write(cache.join("seen"), "damaged").unwrap();
+    assert_eq!(look(8, ""), ["a", "b", "new", "sub", "sub/c", "4751 1"]);
+    assert_eq!(look(9, ""), ["4751 1"]);
+}
+
+fn bind_mounts_beside_a_cache() {
+    let workspace = workspace();
+    let mut number = 0;
+    for mount in ["target=/src,source=src", "target=/src,source=src,rw", "target=/src,from=other,source=/src"]
+    {
+        let mut make = |is_old: bool, content: &str| {
+            number += 1;
+            checked_out(&workspace, "src", content);
+            if !is_old {
+                // busybox compares whole seconds, as everybody's working directory would have it.
+                std::thread::sleep(std::time::Duration::from_millis(1100));
+                workspace.file("src", content);
+            }
+            output(&workspace.build(&format!(
+                "FROM scratch AS other\nCOPY src /src\n{BASE}ENV N={number}\nRUN --mount={mount} {MAKE_IN_CACHE}\n"
+            )))
+        };
+        let content = |version: u32| format!("{version} {}\n", mount.len());
+        let line = |version: u32| content(version).trim_end().to_owned();
+        assert_eq!(make(true, &content(1)), ["built".to_owned(), line(1)], "{mount}");
+        assert_eq!(make(true, &content(1)), [line(1)], "{mount}");
+        assert_eq!(make(false, &content(2)), ["built".to_owned(), line(2)], "{mount}");
+        assert_eq!(make(true, &content(3)), ["built".to_owned(), line(3)], "{mount}: older, and other");
+        assert_eq!(make(true, &content(3)), [line(3)], "{mount}");
+    }
+}
+
+/// Everything is collected that nobody holds, while the step runs.
+fn a_build_holds_the_images_that_it_reads() {
+    let workspace = workspace();
+    for (name, text) in
+        [("base", BASE.to_owned()), ("other", "FROM scratch\nCOPY rootfs/dir /d\n".to_owned())]
+    {
+        let mut options = workspace.options(&text);
+        options.tags = vec![name.parse().unwrap()];
+        workspace.build_with(options).unwrap();
+    }
+    let options = workspace.options(
+        "FROM base\nRUN echo first > /x\nRUN echo now\nRUN --mount=from=other,source=/d,target=/m cat /m/a\nCOPY --from=other /d/b /\n",
+    );
+    let images = rimg_builder::base::StoredImages(workspace.store.clone());
+    let builder = rimg_builder::engine::Builder::new(workspace.store.clone(), &images, options);
+    let another = Store::open(workspace.store.root()).unwrap();
+    let pruned = std::sync::Mutex::new(Vec::new());
+    let prune = rimg_formats::store::prune::PruneOptions {
+        all: true,
+        untagged: true,
+        // What was made in this second too.
+        older_than_seconds: -60,
+        cache: rimg_formats::store::prune::CachePolicy::CLEAR,
+        ..Default::default()
+    };
+    let result = builder.build(&|event| {
+        if matches!(&event, Event::StepOutput { line, .. } if line == "now") {
+            let kept = another.prune(&prune).unwrap();
+            // Names may go; what they led to is still read.
+            for name in ["base", "other"] {
+                let image = another.resolve_text(name).unwrap();
+                another.remove_image(&image, &prune.in_use, true).unwrap();
+            }
+            another.prune(&prune).unwrap();
+            pruned.lock().unwrap().push(kept);
+        }
+    });
+    let result = result.unwrap();
+    let pruned = pruned.into_inner().unwrap();
+    assert_eq!((pruned.len(), pruned[0].tags.len()), (1, 0), "{pruned:?}");
+    for (layer, _) in &result.layers {
+        assert!(another.verified_blob(&layer.digest).unwrap().is_some());
+    }
+}
+
+/// For users without subordinate ids; all others have the owners.
+fn owners_are_dropped_only_where_told() {
+    let workspace = workspace();
+    let text = format!("{BASE}COPY --chown=33:44 rootfs/dir/a /mine\nRUN stat -c %u:%g /mine\n");
+    if !matches!(MAPPING.get(), Some(Mapping::Single(_))) {
+        assert_eq!(output(&workspace.build(&text)), ["33:44"]);
+        return;
+    }
+    for _ in 0..2 {
+        let error = workspace.fails(&text);
+        assert!(error.contains("`/mine` belongs to 33:44") && error.contains("--squash-owners"), "{error}");
+        let mut options = workspace.options(&text);
+        options.squash_owners = true;
+        let built = workspace.build_with(options).unwrap();
+        assert!(built.listing().contains(&"f644 33:44 mine = a".to_owned()));
+    }
+}
+
+fn fifos_and_their_links_are_kept() {
+    let workspace = workspace();
+    let built = workspace.build(
+        "FROM ./rootfs AS a\nENV PATH=/bin\nRUN mkfifo /p && ln /p /q\nRUN stat -c '%F %h' /p /q\n\
+         FROM ./rootfs\nENV PATH=/bin\nCOPY --from=a /p /q /o/\nRUN stat -c %F /o/p /o/q\n",
+    );
+    assert_eq!(output(&built), ["fifo 2", "fifo 2", "fifo", "fifo"]);
 }

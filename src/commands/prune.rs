@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal};
 
+use rimg_formats::store::cache_mounts::CacheMount;
 use rimg_formats::store::prune::{CachePolicy, PruneOptions, PruneReport};
 use serde_json::json;
 
@@ -16,11 +17,11 @@ const CACHE_UNUSED_SECONDS_MAX: i64 = 14 * 86_400;
 /// Flags of `rimg prune`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Removes images that no name leads to, build results unused for two weeks, what unfinished uploads and \
+    after_help = "Removes images that no name leads to, build results and cache mounts unused for two weeks, what unfinished uploads and \
 dead containers left, and snapshots of layers that are gone. What runs, is being built or was just uploaded stays."
 )]
 pub(crate) struct PruneArgs {
-    /// Also remove every tagged image that no container runs, and the whole build cache
+    /// Also remove every tagged image that no container runs, and the whole build cache with its cache mounts
     #[arg(short, long)]
     all: bool,
     /// Do not ask
@@ -53,15 +54,23 @@ pub(crate) fn run(session: &Session, args: PruneArgs) -> Result<(), Failure> {
     if !args.dry_run {
         rimg_runner::limits::sweep();
     }
-    report_freed(session, &report, snapshots, args.dry_run)
+    if !store.cache_mounts()?.is_empty() {
+        // Their files may belong to subordinate ids, which only a user namespace may look at and remove.
+        super::rootless::enter_if_allowed()?;
+    }
+    let unused_seconds = if args.all { 0 } else { CACHE_UNUSED_SECONDS_MAX };
+    let caches = store.prune_cache_mounts(unused_seconds, args.dry_run)?;
+    report_freed(session, &report, snapshots, &caches, args.dry_run)
 }
 
 fn report_freed(
     session: &Session,
     report: &PruneReport,
     snapshots: u64,
+    caches: &[CacheMount],
     dry_run: bool,
 ) -> Result<(), Failure> {
+    let bytes = report.bytes + caches.iter().map(|cache| cache.bytes).sum::<u64>();
     let tags: Vec<String> = report.tags.iter().map(|(name, tag)| format!("{name}:{tag}")).collect();
     let manifests: Vec<String> =
         report.manifests.iter().map(|(name, digest)| format!("{name}@{digest}")).collect();
@@ -73,20 +82,29 @@ fn report_freed(
             "uploads": report.uploads,
             "blobs": report.blobs,
             "snapshots": snapshots,
-            "bytes": report.bytes,
+            "cacheMounts": caches.iter().map(cache_json).collect::<Vec<_>>(),
+            "bytes": bytes,
             "dryRun": dry_run,
         }));
     }
     tags.iter().chain(&manifests).try_for_each(|name| print_line(name))?;
+    caches.iter().filter(|cache| !cache.about.is_empty()).try_for_each(|cache| {
+        print_line(&format!("cache mount {} ({})", cache.about, units::size(cache.bytes)))
+    })?;
     let verb = if dry_run { "would free" } else { "freed" };
     note(&format!(
-        "{verb} {}: {} blobs, {} cache entries, {} unfinished uploads, {snapshots} snapshots",
-        units::size(report.bytes),
+        "{verb} {}: {} blobs, {} cache entries, {} unfinished uploads, {snapshots} snapshots, {} cache mounts",
+        units::size(bytes),
         report.blobs,
         report.cache_entries,
         report.uploads,
+        caches.len(),
     ));
     Ok(())
+}
+
+fn cache_json(cache: &CacheMount) -> serde_json::Value {
+    json!({"name": cache.name, "about": cache.about, "bytes": cache.bytes, "usedAt": cache.used_at})
 }
 
 /// Asks on the terminal; without one there is nobody to ask.

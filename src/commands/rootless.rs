@@ -33,6 +33,10 @@ pub(crate) fn owners(mapping: Mapping) -> Owners {
     }
 }
 
+/// What helps where an image has files of several owners and the caller has one id.
+pub(crate) const MORE_IDS: &str =
+    "`rimg doctor` tells how to get subordinate ids; `--squash-owners` gives all files to root";
+
 /// Why there is only one id, and what gives more.
 pub(crate) fn explain(reason: SingleReason) -> (&'static str, &'static str) {
     match reason {

@@ -10,6 +10,7 @@
 //! | `command`: the final argument list, with heredoc bodies; `script`: a heredoc that begins with `#!` | – | ✓ |
 //! | `environment NAME`: each variable, `ARG`s in scope included | – | ✓ |
 //! | `user`, `working directory`, `hostname`, `network`, `platform` | – | ✓ (4) |
+//! | `owners`: that all files are shown as root's, if they are not | – | ✓ |
 //! | `mount TARGET`: options, and for `bind` the content that it shows | – | ✓ (3) |
 //!
 //! 1. The entries are what the layer will be, byte for byte: destination symlinks, names in `/etc/passwd`, missing

@@ -58,6 +58,8 @@ pub struct BuildOptions {
     pub platform: Platform,
     /// Whether [`BuildOptions::platform`] was asked for. The configuration names it then, whatever the base is for.
     pub platform_is_given: bool,
+    /// Let RUN steps see all files as root's where there are no other ids, instead of stopping at the first.
+    pub squash_owners: bool,
     /// Secrets by id.
     pub secrets: BTreeMap<String, Vec<u8>>,
 }
@@ -95,6 +97,7 @@ impl BuildOptions {
             threads: 0,
             platform: Platform::host(),
             platform_is_given: false,
+            squash_owners: false,
             secrets: BTreeMap::new(),
         }
     }

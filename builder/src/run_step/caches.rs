@@ -1,10 +1,14 @@
 //! Cache mounts: directories of the store that outlive builds.
 //!
 //! ```text
-//! cache-mounts/<hex>[.n]/     by the digest of what tells caches apart; `.n` are further ones, for `sharing=private`
+//! cache-mounts/<hex>[.n]/     by the digest of what tells caches apart; `.n` are further ones, for `sharing=private`;
+//!                             listed and removed by [`rimg_formats::store::cache_mounts`]
 //!     about                   what it is, for people: the id, mode and owner
 //!     content/                what is mounted
-//!     lock                    held while steps use it (flock), shared or exclusive as `sharing` says
+//!     lock                    held while steps use it (flock), shared or exclusive as `sharing` says; its time is
+//!                             that of the last use
+//!     seen  clock             what it was used with, and until when: [`Seen`]
+//!     seen.lock  users        held (flock) while `seen` is changed, and by everybody who uses the cache
 //! ```
 //!
 //! Another owner or mode is another cache: a directory has only one of each, and what one user left would be closed to
@@ -19,6 +23,7 @@ use std::time::Duration;
 use rimg_formats::digest::Digest;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock};
 
+use super::seen::{Seen, Sight};
 use crate::engine::Build;
 use crate::syntax::CacheSharing;
 
@@ -27,6 +32,16 @@ const CONTENT: &str = "content";
 
 /// The longest that a step waits before it tries again to lock a cache: what a Ctrl-C may take.
 const RETRY_MAX: Duration = Duration::from_millis(50);
+
+/// A file of a cache whose time is that of the last use's end.
+const CLOCK: &str = "clock";
+const SECOND_NS: i64 = 1_000_000_000;
+
+/// How much later than the files of a cache the present has to be: room for as many layers as there can be, one
+/// microsecond each.
+const TICK_NS: i64 = 1_000_000;
+/// How often the clock is read until it has moved: longer than any step of it.
+const TICKS_MAX: u32 = 2000;
 
 /// The identity of a cache.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +60,17 @@ pub(super) struct Cache {
     pub(super) id: CacheId,
     directory: PathBuf,
     _lock: File,
+    /// Tells the next one that the cache is in use.
+    user: Option<File>,
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        if self.user.is_some() {
+            // Without it the next use may be taken to come later than it does, by what this one took.
+            let _ = fs::write(self.directory.join(CLOCK), b".");
+        }
+    }
 }
 
 impl CacheId {
@@ -62,7 +88,7 @@ impl CacheId {
 impl Cache {
     /// Takes a cache of the build's store, waiting for those who have it. An interrupt of the build ends the wait.
     pub(super) fn take(build: &Build<'_>, id: &CacheId, sharing: CacheSharing) -> io::Result<Cache> {
-        let parent = build.store.root().join("cache-mounts");
+        let parent = build.store.cache_mounts_dir();
         fs::create_dir_all(&parent)?;
         let name = id.directory_name();
         let mut number = 0_u32;
@@ -75,10 +101,74 @@ impl Cache {
             };
             // A prune may have taken the directory away before it was locked.
             if locked && is_in_place(&directory, &lock)? {
-                return Ok(Cache { id: id.clone(), directory, _lock: lock });
+                lock.set_modified(std::time::SystemTime::now())?;
+                return Ok(Cache { id: id.clone(), directory, _lock: lock, user: None });
             }
             number += u32::from(!locked);
         }
+    }
+
+    /// Takes note of what a step of the instruction `slot` sees beside the cache, and returns the times at which it has
+    /// to see it; `None` for the time that a path has by itself.
+    pub(super) fn look(
+        &mut self,
+        build: &Build<'_>,
+        sights: &[Sight],
+        slot: u64,
+    ) -> io::Result<Vec<Option<i64>>> {
+        let path = self.directory.join("seen");
+        let changing = lock_file(&self.directory.join("seen.lock"))?;
+        wait(build, &changing, true)?;
+        let user = lock_file(&self.directory.join("users"))?;
+        let alone = try_lock(&user, true)?;
+        wait(build, &user, false)?;
+        self.user = Some(user);
+        let ended = modified_ns(&self.directory.join(CLOCK)).unwrap_or(0);
+        let seen = match fs::read(&path) {
+            Ok(bytes) => Seen::decode(&bytes).unwrap_or_else(Seen::lost),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match self.is_empty() {
+                true => Seen::default(),
+                false => Seen::lost(),
+            },
+            Err(error) => return Err(error),
+        };
+        loop {
+            let now = self.now_ns()?;
+            let mut after = seen.clone();
+            let times = after.look(sights, slot, now, alone);
+            let is_changed = times.iter().flatten().any(|time| *time > now - TICK_NS);
+            if is_changed && now / SECOND_NS == ended / SECOND_NS {
+                // Programs that look at whole seconds would see no difference.
+                build.check_stopped().map_err(io::Error::other)?;
+                let rest = u64::try_from(SECOND_NS - now % SECOND_NS).unwrap_or_default();
+                std::thread::sleep(Duration::from_nanos(rest));
+                continue;
+            }
+            let written = self.directory.join("seen.new");
+            fs::write(&written, after.encode())?;
+            fs::rename(written, path)?;
+            return Ok(times);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        fs::read_dir(self.directory.join(CONTENT)).map_or(true, |mut entries| entries.next().is_none())
+    }
+
+    /// The present by the clock that stamps the cache's files, at least [`TICK_NS`] later than any of them.
+    fn now_ns(&self) -> io::Result<i64> {
+        let clock = self.directory.join(CLOCK);
+        let read = || fs::write(&clock, b".").and_then(|()| modified_ns(&clock));
+        let began = read()?;
+        // The kernel's clock for files moves in steps of up to 10 ms.
+        for _ in 0..TICKS_MAX {
+            std::thread::sleep(Duration::from_millis(1));
+            let now = read()?;
+            if now >= began + TICK_NS {
+                return Ok(now);
+            }
+        }
+        Err(io::Error::other(format!("the clock of {} stands still", self.directory.display())))
     }
 
     /// What is mounted; made at the first use.
@@ -104,6 +194,15 @@ impl Cache {
     }
 }
 
+fn modified_ns(path: &Path) -> io::Result<i64> {
+    let stat = fs::metadata(path)?;
+    Ok(stat.mtime().saturating_mul(SECOND_NS).saturating_add(stat.mtime_nsec()))
+}
+
+fn lock_file(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).open(path)
+}
+
 fn open(parent: &Path, name: &str, id: &CacheId) -> io::Result<(PathBuf, File)> {
     let directory = parent.join(name);
     loop {
@@ -114,7 +213,7 @@ fn open(parent: &Path, name: &str, id: &CacheId) -> io::Result<(PathBuf, File)> 
         let about = directory.join("about");
         let lock = directory.join("lock");
         let opened = if about.exists() { Ok(()) } else { fs::write(about, id.describe()) }
-            .and_then(|()| File::options().create(true).truncate(false).write(true).open(lock));
+            .and_then(|()| lock_file(&lock));
         match opened {
             // A prune has just taken it away.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

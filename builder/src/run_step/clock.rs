@@ -45,7 +45,7 @@ impl LayerTimes {
         let above = |newest: Option<i64>, own: i64| newest.map_or(own, |below| own.max(below + 1));
         let mut times = LayerTimes { layers: Vec::new(), clocked: Vec::new(), next: SnapshotTimes::Exported };
         for layer in layers {
-            let (own, clocked) = match Span::of(layer) {
+            let (own, clocked) = match Span::of(layer, epoch.seconds()) {
                 Span::Empty => (SnapshotTimes::Exported, None),
                 Span::One(own) => {
                     let time = above(newest, own);
@@ -66,6 +66,16 @@ impl LayerTimes {
     }
 }
 
+impl LayerTimes {
+    /// The one time of what is written on top; `None` where files keep their own.
+    pub(super) fn next_time(&self) -> Option<Mtime> {
+        match self.next {
+            SnapshotTimes::Build(secs) => Some(Mtime { secs, nanos: 0 }),
+            SnapshotTimes::Exported => None,
+        }
+    }
+}
+
 /// The times in a layer.
 enum Span {
     /// There are none.
@@ -77,7 +87,7 @@ enum Span {
 }
 
 impl Span {
-    fn of(layer: &LayerIndex) -> Span {
+    fn of(layer: &LayerIndex, epoch: i64) -> Span {
         let mut times = layer.entries.iter().map(|entry| &entry.entry).filter(|entry| !entry.is_marker());
         let Some(first) = times.next().map(|entry| entry.mtime) else { return Span::Empty };
         let mut is_one = first.nanos == 0;
@@ -88,7 +98,11 @@ impl Span {
                 latest = latest.max(secs);
             }
         }
-        if is_one { Span::One(first.secs) } else { Span::Until(latest) }
+        if is_one && (first.secs <= CLOCK_MAX || first.secs == epoch) {
+            Span::One(first.secs)
+        } else {
+            Span::Until(latest)
+        }
     }
 }
 
@@ -142,6 +156,7 @@ mod tests {
             (&[real, &[(900, 0)]], "own 6001 6002"),
             (&[&[(-5, 0)], &[(-5, 0)]], "own -4 100"),
             (&[future], "own 100"),
+            (&[&[(CLOCK_MAX + 1, 0)]], "own 100"),
         ];
         for (layers, expected) in table {
             assert_eq!(shown(layers), *expected, "{layers:?}");

@@ -8,19 +8,21 @@
 //! | `secret` | a file that only exists in memory, or a variable | its options, never its content |
 //!
 //! The process cannot tell a copy from the files themselves: both belong to root, whoever checked them out, and both
-//! have the files' own times. Constant times, as layers have them, would be wrong here: beside a cache mount, `make` and
-//! `cargo` decide by times what to build again.
+//! have the files' own times, if these are real ones. What comes from a stage or an image is as new as what the step
+//! writes. Beside a cache mount what it has not seen yet is newer: [`super::renewed`].
 
 use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rimg_formats::digest::Digest;
-use rimg_formats::layer::{LayerPath, MtimePolicy};
+use rimg_formats::layer::{LayerPath, Mtime, MtimePolicy};
 use rimg_runner::SandboxSpec;
 use rimg_runner::spec::{EtcFile, Mount as SandboxMount, MountKind as SandboxMountKind, PrivateFile, Tmpfs};
 
 use super::caches::{Cache, CacheId};
+use super::renewed::{Bind, Renewed};
+use super::seen::Sight;
 use super::workspace::RunWorkspace;
 use crate::cache::StepInputs;
 use crate::context::DiskTree;
@@ -37,6 +39,7 @@ use crate::syntax::{CacheSharing, Mount, MountKind};
 pub(super) struct MountPlan {
     mounts: Vec<Prepared>,
     caches: RefCell<Vec<Cache>>,
+    working_directory: PathBuf,
 }
 
 /// A mount, with what can be known before the step runs.
@@ -55,6 +58,8 @@ enum Kind {
         entries: Vec<PlannedEntry>,
         /// Where the same lies on disk, if it may be shown in place.
         in_place: Option<(DiskTree, LayerPath)>,
+        /// It comes from a stage or an image.
+        is_of_layers: bool,
     },
     Cache {
         id: CacheId,
@@ -91,7 +96,8 @@ impl MountPlan {
         for (mount, source) in instruction.mounts.iter().zip(&step.mount_sources) {
             plan(stage, mount, source, &mut mounts)?;
         }
-        Ok(MountPlan { mounts, caches: RefCell::default() })
+        let working_directory = PathBuf::from(stage.image.working_directory());
+        Ok(MountPlan { mounts, caches: RefCell::default(), working_directory })
     }
 
     /// Adds what the mounts contribute to the key.
@@ -104,14 +110,29 @@ impl MountPlan {
         }
     }
 
-    /// Makes what has to be made and puts the mounts into the sandbox.
+    /// Whether any of them is a cache.
+    pub(super) fn has_caches(&self) -> bool {
+        self.mounts.iter().any(|mount| matches!(mount.kind, Kind::Cache { .. }))
+    }
+
+    /// The bind mounts among them.
+    pub(super) fn binds(&self) -> impl Iterator<Item = Bind<'_>> {
+        self.mounts.iter().enumerate().filter_map(|(number, mount)| match &mount.kind {
+            Kind::Bind { entries, is_of_layers, .. } => {
+                let target = absolute(&mount.target, &self.working_directory);
+                Some(Bind { number, target, entries, is_of_layers: *is_of_layers })
+            }
+            _ => None,
+        })
+    }
+
+    /// Makes what has to be made and puts the mounts into the sandbox. The caches are taken already.
     pub(super) fn prepare(
         &self,
-        build: &Build<'_>,
         workspace: &RunWorkspace,
+        renewed: &Renewed,
         spec: &mut SandboxSpec,
     ) -> io::Result<()> {
-        self.take_caches(build)?;
         for (number, mount) in self.mounts.iter().enumerate() {
             let target = absolute(&mount.target, &spec.cwd);
             let bind = |source| SandboxMount {
@@ -120,8 +141,10 @@ impl MountPlan {
                 read_only: mount.read_only,
             };
             match &mount.kind {
-                Kind::Bind { entries, in_place } => {
-                    spec.mounts.push(bind(bind_source(entries, in_place.as_ref(), workspace, number)?));
+                Kind::Bind { entries, in_place, .. } => {
+                    let times = renewed.binds.get(&number).map(Vec::as_slice);
+                    let in_place = in_place.as_ref().filter(|_| times.is_none());
+                    spec.mounts.push(bind(bind_source(entries, times, in_place, workspace, number)?));
                 }
                 Kind::Cache { id, .. } => {
                     let caches = self.caches.borrow();
@@ -157,7 +180,7 @@ impl MountPlan {
 
 impl MountPlan {
     /// Locks the caches, in one order for everybody, or two steps could wait for each other.
-    fn take_caches(&self, build: &Build<'_>) -> io::Result<()> {
+    pub(super) fn take_caches(&self, build: &Build<'_>) -> io::Result<()> {
         let mut caches: Vec<(&CacheId, CacheSharing)> = Vec::new();
         for mount in &self.mounts {
             if let Kind::Cache { id, sharing } = &mount.kind {
@@ -170,6 +193,23 @@ impl MountPlan {
             self.caches.borrow_mut().push(Cache::take(build, id, sharing)?);
         }
         Ok(())
+    }
+
+    /// Lets all caches take note of what the step sees; the times at which it has to see it. Of several caches, the one
+    /// that has seen the last of it latest decides.
+    pub(super) fn look(
+        &self,
+        build: &Build<'_>,
+        sights: &[Sight],
+        slot: u64,
+    ) -> io::Result<Vec<Option<i64>>> {
+        let mut latest = vec![None; sights.len()];
+        for cache in self.caches.borrow_mut().iter_mut() {
+            for (time, of_this) in latest.iter_mut().zip(cache.look(build, sights, slot)?) {
+                *time = of_this.max(*time);
+            }
+        }
+        Ok(latest)
     }
 }
 
@@ -305,12 +345,14 @@ fn bind(
         true => Some((stage.build.context(mount.span)?, landing.path)),
         false => None,
     };
-    Ok((Kind::Bind { entries, in_place }, digest))
+    let is_of_layers = !matches!(source, CopySource::Context | CopySource::Path(_));
+    Ok((Kind::Bind { entries, in_place, is_of_layers }, digest))
 }
 
-/// What a bind mount shows: the files themselves, or a copy made now.
+/// What a bind mount shows: the files themselves, or a copy made now, with other `times` if they are given.
 fn bind_source(
     entries: &[PlannedEntry],
+    times: Option<&[Mtime]>,
     in_place: Option<&(DiskTree, LayerPath)>,
     workspace: &RunWorkspace,
     number: usize,
@@ -324,6 +366,9 @@ fn bind_source(
     let directory = workspace.mount_directory(number)?;
     let mut entries = entries.to_vec();
     read_xattrs(&mut entries)?;
+    for (planned, time) in entries.iter_mut().zip(times.into_iter().flatten()) {
+        planned.entry.mtime = *time;
+    }
     materialise(&entries, &directory, MtimePolicy::Preserve)?;
     Ok(directory.join(CONTENT))
 }

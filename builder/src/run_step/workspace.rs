@@ -5,6 +5,7 @@
 //!     upper/  work/  empty/                    the overlay's
 //!     script                                   a heredoc with `#!`
 //!     mounts/<number>/content                  what bind mounts show that cannot be shown in place
+//!     renewed/                                 files of the layers with other times
 //! ```
 
 use std::fs::{self, File, Permissions};
@@ -80,6 +81,14 @@ impl RunWorkspace {
     /// A new directory for the content of a mount.
     pub(super) fn mount_directory(&self, number: usize) -> io::Result<PathBuf> {
         let path = self.path().join("mounts").join(number.to_string());
+        fs::create_dir(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        Ok(path)
+    }
+
+    /// A new directory that goes on top of the layers.
+    pub(super) fn renewed(&self) -> io::Result<PathBuf> {
+        let path = self.path().join("renewed");
         fs::create_dir(&path)?;
         fs::set_permissions(&path, Permissions::from_mode(0o755))?;
         Ok(path)

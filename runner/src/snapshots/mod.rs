@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! snapshots/<hex>            a layer's tree, by the digest of its uncompressed tar; complete, never changed
-//! snapshots/<hex>-squashed   the same for a user without subordinate ids: every file is that user's
+//! snapshots/<hex>-single     the same for a user without subordinate ids, of a layer whose files are all root's
+//! snapshots/<hex>-squashed   the same of any layer, if the user asked for it: every file is that user's
 //! snapshots/<hex>@<seconds>  the same with one time for all entries, for the steps of builds: [`SnapshotTimes::Build`]
 //! snapshots/<hex>.boot       when it was made: a boot's id; the tree is good until the machine starts again
 //! snapshots/.new-<pid>-<n>   a tree being made or removed; locked by its maker, so that a dead maker's can be told
@@ -41,7 +42,8 @@ use crate::claim;
 const UNFINISHED_PREFIX: &str = ".new-";
 /// The suffix of the marks that tell the boot a tree was made in.
 const BOOT_SUFFIX: &str = ".boot";
-/// The suffix of trees whose files all belong to one user.
+/// The suffixes of trees whose files all belong to one user: as the layer has it, and other than the layer has it.
+const SINGLE_SUFFIX: &str = "-single";
 const SQUASHED_SUFFIX: &str = "-squashed";
 /// What stands before the time in the names of trees whose entries all have one.
 const TIME_MARK: char = '@';
@@ -111,6 +113,8 @@ pub struct Snapshots {
     path: PathBuf,
     folder: Directory,
     owners: Owners,
+    /// With [`Owners::Squash`]: of layers with other owners as well.
+    is_squashing: bool,
     boot_id: String,
 }
 
@@ -142,7 +146,25 @@ impl Snapshots {
         rustix::fs::flock(&folder, FlockOperation::LockShared)
             .map_err(|errno| at("lock", path)(errno.into()))?;
         let boot_id = rimg_formats::boot::id().map_err(at("use", path))?;
-        Ok(Snapshots { path: path.to_owned(), folder: Directory::from_fd(folder), owners, boot_id })
+        Ok(Snapshots {
+            path: path.to_owned(),
+            folder: Directory::from_fd(folder),
+            owners,
+            is_squashing: false,
+            boot_id,
+        })
+    }
+
+    /// The same, with trees in which owners were dropped. They are kept apart from those that lost nothing.
+    #[must_use]
+    pub fn squashing(self) -> Snapshots {
+        Snapshots { is_squashing: true, ..self }
+    }
+
+    /// Whether only layers may be unpacked whose files are all root's: there are no other owners, and nobody asked to
+    /// drop them. The caller has to look at the layer before.
+    pub fn needs_one_owner(&self) -> bool {
+        self.owners == Owners::Squash && !self.is_squashing
     }
 
     /// The tree of a layer, if it was made before.
@@ -287,7 +309,11 @@ impl Snapshots {
     }
 
     fn name(&self, layer: &DiffId, times: SnapshotTimes) -> String {
-        let suffix = if self.owners == Owners::Squash { SQUASHED_SUFFIX } else { "" };
+        let suffix = match (self.owners, self.is_squashing) {
+            (Owners::Keep, _) => "",
+            (Owners::Squash, false) => SINGLE_SUFFIX,
+            (Owners::Squash, true) => SQUASHED_SUFFIX,
+        };
         let hex = layer.digest().hex();
         match times {
             SnapshotTimes::Exported => format!("{hex}{suffix}"),

@@ -111,6 +111,9 @@ pub(crate) struct BuildArgs {
     /// A secret for RUN --mount=type=secret: id=NAME,src=FILE or id=NAME,env=VARIABLE
     #[arg(long, value_name = "SPEC")]
     secret: Vec<String>,
+    /// Give all files that RUN steps see to root, where you have no subordinate ids for other owners
+    #[arg(long)]
+    squash_owners: bool,
     #[command(flatten)]
     docker: DockerFlags,
 }
@@ -283,6 +286,7 @@ fn options(args: &BuildArgs, mut options: BuildOptions) -> Result<BuildOptions, 
         let (name, value) = label.split_once('=').unwrap_or((label, ""));
         options.labels.insert(name.to_owned(), value.to_owned());
     }
+    options.squash_owners = args.squash_owners;
     options.secrets =
         args.secret.iter().map(|spec| secrets::read(spec)).collect::<Result<BTreeMap<_, _>, _>>()?;
     Ok(options)

@@ -47,6 +47,9 @@ pub(crate) struct RunArgs {
     /// Mount a tmpfs
     #[arg(long, value_name = "DIR[:OPTIONS]", value_parser = flags::tmpfs)]
     pub(crate) tmpfs: Vec<flags::Tmpfs>,
+    /// Give all files to root, where you have no subordinate ids for other owners
+    #[arg(long)]
+    pub(crate) squash_owners: bool,
     /// Mount the container's root read-only
     #[arg(long)]
     pub(crate) read_only: bool,

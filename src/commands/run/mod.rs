@@ -59,6 +59,7 @@ fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     };
     container.hold_image(&image.digest).context(place())?;
     let snapshots = Snapshots::open(&store.snapshots_dir(), owners)?;
+    let snapshots = if args.squash_owners { snapshots.squashing() } else { snapshots };
     let lowers = unpack(&store, &snapshots, &image)?;
     let rootfs = RootFs { lowers: snapshots.on_mount_points(&lowers)?, upper: container.upper() };
     let mut spec = spec(&args, &image.config, rootfs, container.id())?;
@@ -127,6 +128,12 @@ fn unpack(store: &Store, snapshots: &Snapshots, image: &Image) -> Result<Vec<Pat
             Failure::new(format!("layer {} is not in the store", layer.digest)).hint("pull the image again")
         };
         let blob = store.verified_blob(&layer.digest)?.ok_or_else(missing)?;
+        if snapshots.needs_one_owner() {
+            let index = store.layer_index_of(&layer.digest, Some(diff_id))?;
+            index
+                .one_owner()
+                .map_err(|other| Failure::new(other.to_string()).hint(super::rootless::MORE_IDS))?;
+        }
         // What is unpacked has to have this very digest, or it does not become a snapshot.
         let (path, _) = snapshots
             .prepare(diff_id, SnapshotTimes::Exported, Limits::default(), || Ok(blob.into_file()))?;
