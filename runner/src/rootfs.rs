@@ -67,6 +67,11 @@ pub(crate) fn mount(rootfs: &RootFs) -> Result<OwnedFd, SandboxError> {
     Ok(mount)
 }
 
+/// The mechanism that mounted the last overlay of this process.
+pub(crate) fn working() -> Mechanism {
+    Mechanism::ALL[WORKING.load(Ordering::Relaxed)]
+}
+
 /// Names the reason for which an ordinary user cannot have an overlay on an old kernel.
 fn too_old_for_users(error: SandboxError) -> SandboxError {
     match error {

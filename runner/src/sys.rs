@@ -335,13 +335,6 @@ pub(crate) fn load_seccomp(program: &[BpfInstruction]) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Whether this kernel knows seccomp filters.
-pub(crate) fn seccomp_available() -> bool {
-    let action: u32 = libc::SECCOMP_RET_ERRNO;
-    // SAFETY: SECCOMP_GET_ACTION_AVAIL reads one u32 through the pointer.
-    unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) == 0 }
-}
-
 /// Brings the loopback interface of this network namespace up.
 pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: ifreq is plain data; the name is shorter than the field and the rest is zero.

@@ -84,22 +84,6 @@ impl Hierarchies {
     pub(crate) fn has_v1(&self) -> bool {
         !self.v1.is_empty()
     }
-
-    /// The controllers limits can be applied with, as far as permissions tell.
-    pub(crate) fn usable_controllers(&self) -> Vec<&'static str> {
-        CONTROLLERS.into_iter().filter(|controller| self.usable(controller)).collect()
-    }
-
-    fn usable(&self, controller: &str) -> bool {
-        match self.v1(controller) {
-            Some((_, ours)) => writable(&ours),
-            None => self.unified_base(controller, true).is_some(),
-        }
-    }
-}
-
-fn writable(path: &Path) -> bool {
-    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
 /// Root, mount point, type and super options of a line of mountinfo, if it is a cgroup file system.

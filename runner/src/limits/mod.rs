@@ -328,6 +328,17 @@ impl Drop for Unified {
     }
 }
 
+/// Makes a limited cgroup for each controller, as a limited sandbox has it, and removes it again.
+pub(crate) fn try_limits() -> Vec<(&'static str, Result<(), LimitsError>)> {
+    let none = Limits { pids: PidsLimit::Unlimited, ..Limits::default() };
+    let each = [
+        ("memory", Limits { memory_bytes: Some(1 << 30), ..none }),
+        ("cpu", Limits { cpu_millis: Some(1000), ..none }),
+        ("pids", Limits { pids: PidsLimit::Max(PIDS_DEFAULT), ..none }),
+    ];
+    each.into_iter().map(|(name, limits)| (name, limits.make_cgroup().map(drop))).collect()
+}
+
 /// Removes what killed runs left in this process's cgroups and those above.
 pub fn sweep() {
     for base in Hierarchies::of_this_process().bases() {

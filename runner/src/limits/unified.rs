@@ -48,7 +48,7 @@ pub(super) fn base(top: &Path, own: &Path, controller: &str, may_move: bool) -> 
     }
     let mut candidate = own;
     while can_change(candidate) && has(candidate, controller) {
-        if is_ready(candidate, controller) {
+        if is_ready(candidate) {
             return Some(candidate.to_owned());
         }
         if candidate == top || limits(candidate) {
@@ -66,22 +66,27 @@ pub(super) fn base(top: &Path, own: &Path, controller: &str, may_move: bool) -> 
 /// The kernel's; EBUSY where processes are in the way.
 pub(super) fn enable(base: &Path, controller: &str, may_move: bool) -> io::Result<()> {
     let _lock = wait_for_lock(base)?;
-    match enable_for_children(base, controller) {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) && may_move => {
-            let leaf = base.join(CALLERS);
-            match fs::create_dir(&leaf) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                other => other?,
-            }
-            let moved = move_processes(base, &leaf).and_then(|()| enable_for_children(base, controller));
-            if moved.is_err() {
-                restore_locked(base);
-            }
-            moved?;
+    if !is_ready(base) {
+        if !may_move {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
+        let moved = move_away(base);
+        if moved.is_err() {
+            restore_locked(base);
+        }
+        moved?;
+    }
+    enable_for_children(base, controller)?;
+    enable_for_children(&base.join(SANDBOXES), controller)
+}
+
+fn move_away(base: &Path) -> io::Result<()> {
+    let leaf = base.join(CALLERS);
+    match fs::create_dir(&leaf) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         other => other?,
     }
-    enable_for_children(&base.join(SANDBOXES), controller)
+    move_processes(base, &leaf)
 }
 
 /// Takes back what [`enable`] did to a cgroup whose processes it moved, once there are no sandboxes in it.
@@ -136,12 +141,11 @@ fn processes(cgroup: &Path) -> io::Result<Vec<String>> {
     Ok(text.split_ascii_whitespace().map(str::to_owned).collect())
 }
 
-/// Whether a cgroup can have children with this controller as it is.
-fn is_ready(cgroup: &Path, controller: &str) -> bool {
+/// Whether a cgroup can have limited children as it is. The kernel itself would let one with processes have some
+/// controllers (pids, cpu), but makes its children threads of it, which cannot be limited as a whole.
+fn is_ready(cgroup: &Path) -> bool {
     // The true root, which alone has no type, is free of the rule.
-    enabled(cgroup, controller).unwrap_or(false)
-        || !cgroup.join("cgroup.type").exists()
-        || processes(cgroup).is_ok_and(|pids| pids.is_empty())
+    !cgroup.join("cgroup.type").exists() || processes(cgroup).is_ok_and(|pids| pids.is_empty())
 }
 
 fn enabled(cgroup: &Path, controller: &str) -> io::Result<bool> {
@@ -209,8 +213,11 @@ mod tests {
         cgroup(&own, "1\n2", "", &[("pids.max", "max"), ("cpuset.cpus", "0-1")]);
         assert_eq!((place(false), place(true)), (None, scope.clone()));
         fs::remove_file(own.join("cpuset.cpus")).unwrap();
+        // As the kernel allows for controllers of threads.
+        cgroup(&own, "1\n2", "memory", limited);
+        assert_eq!((place(false), place(true)), (None, scope.clone()));
         // We are alone in it.
-        cgroup(&own, &us, "", &[]);
+        cgroup(&own, &us, "", &[("pids.max", "max")]);
         assert_eq!((place(false), place(true)), (slice, scope.clone()));
         // An earlier run has moved the processes.
         cgroup(&own, "", "memory", limited);

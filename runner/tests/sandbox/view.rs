@@ -508,7 +508,7 @@ fn an_image_of_one_file() {
 }
 
 fn limits_hold() {
-    let usable = rimg_runner::doctor::facts().limits;
+    let usable = rimg_runner::doctor::facts().limits();
     if !["memory", "cpu", "pids"].iter().all(|controller| usable.contains(controller)) {
         let root = Root::new();
         let mut spec = root.spec(&["true"]);
