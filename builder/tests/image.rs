@@ -257,6 +257,31 @@ fn the_epoch_is_an_argument_of_the_file_too() {
 }
 
 #[test]
+fn working_directories_are_kept_as_they_are_written() {
+    let workspace = Workspace::new();
+    let built = workspace.build(
+        "FROM scratch\nWORKDIR rel\nWORKDIR /a/../b/./c/\nWORKDIR ..\nWORKDIR //x//y\nWORKDIR\\\n ./z/\n\
+         WORKDIR /w/\nWORKDIR \"\"\n",
+    );
+    // No layer where the folder is there already.
+    let lines = ["+ /rel", "+ /a/../b/./c/", "- /b", "+ //x//y", "+ /x/y/z", "+ /w/", "- /w/"];
+    assert_eq!(history(&built), lines.map(|line| line.replacen(' ', " WORKDIR ", 1)));
+    assert_eq!(
+        built.listing(),
+        [
+            "d755 0:0 b",
+            "d755 0:0 b/c",
+            "d755 0:0 rel",
+            "d755 0:0 w",
+            "d755 0:0 x",
+            "d755 0:0 x/y",
+            "d755 0:0 x/y/z"
+        ]
+    );
+    assert_eq!(built.config().config.working_dir, "/w/");
+}
+
+#[test]
 fn unknown_images_are_told_at_their_line() {
     let text = Workspace::new().fails("FROM scratch AS a\nFROM nowhere:1\nCOPY --from=elsewhere /x /\n");
     let help = |name| {

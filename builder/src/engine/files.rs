@@ -255,13 +255,18 @@ pub(crate) fn workdir(
     id: StepId,
 ) -> Result<StepOutcome, BuildError> {
     let span = step.instruction.span;
-    let joined = if path.starts_with('/') {
-        path.to_owned()
-    } else {
-        format!("{}/{path}", run.image.working_directory())
+    let current = run.image.working_directory();
+    let joined = match path {
+        "" => current.to_owned(),
+        absolute if absolute.starts_with('/') => absolute.to_owned(),
+        relative => format!("{current}/{relative}"),
     };
     let cleaned = clean(joined.as_bytes()).map_err(|error| BuildError::at(span, error.to_string()))?;
-    let text = format!("/{}", String::from_utf8_lossy(cleaned.as_bytes()));
+    // As BuildKit has it: what is absolute stays as it is written, what is joined is cleaned.
+    let text = match joined == path || path.is_empty() {
+        true => joined,
+        false => format!("/{}", String::from_utf8_lossy(cleaned.as_bytes())),
+    };
     let below: &dyn SourceTree = &*run.tree;
     let mut plan = LayerPlan::new();
     let landing = land(below, &cleaned).map_err(|error| BuildError::at(span, error.to_string()))?;
