@@ -200,6 +200,8 @@ fn parents_by_pivots_and_patterns() {
         ("lnk/./f", &["d d", "d/f"]),
         ("l*k/./f", &["d d", "d/f"]),
         ("aa/./b/*", &["d d", "d d/b", "d/b/f"]),
+        ("none*/./f", &[]),
+        ("lib/n*/./f lib/./so.1", &["d d", "d/so.1"]),
     ];
     for (words, expected) in table {
         assert_eq!(paths(&workspace, &format!("COPY --parents {words} /d/")), *expected, "{words}");
@@ -274,5 +276,13 @@ fn links_that_lead_nowhere_are_told_with_their_targets() {
     }
     // In front of the last name it is no folder to look into, and inside of folders it is a link like others.
     assert_eq!(paths(&workspace, "COPY g*/x /d/").len(), 0);
+    // Nor is one that leads to a folder, from the first wildcard on; in front of it they are followed.
+    workspace.link("cfg/sub", "../real").link("to-cfg", "cfg").file("real/a.conf", "real");
+    assert_eq!(paths(&workspace, "COPY */sub/a.conf /d/").len(), 0);
+    assert_eq!(paths(&workspace, "COPY *g/a.conf /d/"), ["d d", "d/a.conf"]);
+    let first = workspace.build("FROM scratch\nCOPY to-cfg/a.c* to-cfg/sub/a.c* /d/\n").listing();
+    assert_eq!(first, ["d755 0:0 d", "f644 0:0 d/a.conf = real"]);
+    let text = workspace.fails("FROM scratch\nCOPY gone/* /d/\n");
+    assert!(text.starts_with("error: `gone` is a link to `nowhere`, which"), "{text}");
     assert!(paths(&workspace, "COPY cfg /d/").contains(&"l d/b.conf -> ../shared/b.conf".to_owned()));
 }

@@ -130,7 +130,8 @@ for order in ["1.tar 2.tar", "2.tar 1.tar"]:
 
 def make(folder, files):
     """Makes the files below `folder`, modes whatever the umask."""
-    for path, content in sorted(files.items()):
+    # Further names of files come last.
+    for path, content in sorted(files.items(), key=lambda file: (isinstance(file[1], Hard), file[0])):
         place = os.path.join(folder, path)
         os.makedirs(os.path.dirname(place), exist_ok=True)
         if isinstance(content, Link):

@@ -8,7 +8,7 @@
 use rimg_formats::layer::LayerPath;
 
 use super::destination::clean;
-use super::sources::{find_sources, missing};
+use super::sources::{find_directories, missing};
 use super::{CopyError, CopyPlanner};
 use crate::glob::{has_wildcards, without_escapes};
 use crate::ignore::IgnorePatterns;
@@ -34,9 +34,7 @@ pub(crate) struct ParentsSource {
 /// Resolves a source in `tree`.
 pub(crate) fn find_with_parents(tree: &dyn SourceTree, written: &str) -> Result<ParentsSource, CopyError> {
     let (pivot, pattern) = written.split_once("/./").unwrap_or(("", written));
-    let pivots = find_sources(tree, pivot)?.into_iter();
-    let pivots: Vec<LayerPath> =
-        pivots.filter(|pivot| pivot.node.is_directory()).map(|pivot| pivot.path).collect();
+    let pivots = find_directories(tree, pivot)?;
     let pattern = clean(pattern.as_bytes())?;
     let text = String::from_utf8_lossy(pattern.as_bytes()).into_owned();
     let included = match pattern.is_root() {
@@ -57,6 +55,9 @@ impl CopyPlanner<'_> {
         tree: &dyn SourceTree,
         source: &ParentsSource,
     ) -> Result<(), CopyError> {
+        if source.pivots.is_empty() && !source.is_plain {
+            return Ok(());
+        }
         let target = self.enter_destination(self.new_directory())?;
         let wanted = Wanted {
             included: source.included.as_ref(),

@@ -127,10 +127,10 @@ pub(crate) fn find_sources(tree: &dyn SourceTree, pattern: &str) -> Result<Vec<M
             continue;
         }
         match broken_link(tree, &name)? {
-            // In front of the last name of a glob such a link is no directory to look into.
-            Some(link) if !is_glob || link.link == name => return Err(CopyError::Broken(link)),
-            _ if is_glob => {}
-            _ => return Err(missing(tree, pattern, &name)?),
+            Some(link) => return Err(CopyError::Broken(link)),
+            // An excluded directory that turned out to hold nothing.
+            None if is_glob => {}
+            None => return Err(missing(tree, pattern, &name)?),
         }
     }
     Ok(matches)
@@ -159,33 +159,64 @@ fn land_source(tree: &dyn SourceTree, path: &LayerPath) -> io::Result<Option<Lan
     }
 }
 
-/// The names that a glob matches, sorted. Each component matches names of one directory.
-fn expand(tree: &dyn SourceTree, pattern: &str) -> Result<Vec<LayerPath>, CopyError> {
-    let mut names = vec![LayerPath::root()];
-    for component in pattern.split('/') {
-        if !has_wildcards(component) {
-            let component = without_escapes(component);
-            names = names.iter().map(|name| name.join(&component)).collect::<Result<_, _>>()?;
-            continue;
-        }
-        let matcher = Glob::parse(component, false).map_err(|error| CopyError::Pattern(error.to_string()))?;
-        let mut matched = Vec::new();
-        for name in names {
-            let Some(Landing { path, node: Some(node), .. }) = land_source(tree, &name)? else { continue };
-            if !node.is_directory() {
-                continue;
-            }
-            for (child, _) in tree.children(&path)? {
-                if matcher.matches(&String::from_utf8_lossy(&child)) {
-                    matched.push(name.join(&child)?);
-                }
-            }
-        }
-        names = matched;
+/// The directories that `pattern` means in `tree`, links followed.
+pub(super) fn find_directories(tree: &dyn SourceTree, pattern: &str) -> Result<Vec<LayerPath>, CopyError> {
+    let cleaned = clean(pattern.as_bytes())?;
+    let text = String::from_utf8_lossy(cleaned.as_bytes()).into_owned();
+    if !has_wildcards(&text) {
+        let found = find_sources(tree, pattern)?.into_iter().filter(|found| found.node.is_directory());
+        return Ok(found.map(|found| found.path).collect());
     }
+    let mut directories = Vec::new();
+    for name in expand(tree, &text)? {
+        let landing = land_source(tree, &name)?;
+        let is_directory = |landing: &Landing| landing.node.as_ref().is_some_and(SourceNode::is_directory);
+        directories.extend(landing.filter(is_directory).map(|landing| landing.path));
+    }
+    Ok(directories)
+}
+
+/// The names that a glob matches, sorted. Links in front of the first wildcard are followed; from there on a link is no
+/// directory to look into.
+fn expand(tree: &dyn SourceTree, pattern: &str) -> Result<Vec<LayerPath>, CopyError> {
+    let components: Vec<&str> = pattern.split('/').collect();
+    let plain = components.iter().take_while(|component| !has_wildcards(component)).count();
+    let head: Vec<String> = components[..plain].iter().map(|component| without_escapes(component)).collect();
+    let head = LayerPath::parse(head.join("/"))?;
+    let Some(Landing { path, node: Some(_), .. }) = land_source(tree, &head)? else {
+        return broken_link(tree, &head)?.map_or(Ok(Vec::new()), |link| Err(CopyError::Broken(link)));
+    };
+    let mut found = vec![(head, path)];
+    for component in &components[plain..] {
+        let mut matched = Vec::new();
+        for (name, path) in found {
+            for child in children_matching(tree, &path, component)? {
+                matched.push((name.join(&child)?, path.join(&child)?));
+            }
+        }
+        found = matched;
+    }
+    let mut names: Vec<LayerPath> = found.into_iter().map(|(name, _)| name).collect();
     names.sort();
-    names.dedup();
     Ok(names)
+}
+
+/// The names in the directory at `path` that one component of a pattern matches; none when it is no directory.
+fn children_matching(
+    tree: &dyn SourceTree,
+    path: &LayerPath,
+    component: &str,
+) -> Result<Vec<Vec<u8>>, CopyError> {
+    if !tree.lookup(path)?.is_some_and(|node| node.is_directory()) {
+        return Ok(Vec::new());
+    }
+    if !has_wildcards(component) {
+        let name = without_escapes(component);
+        return Ok(Vec::from_iter(tree.lookup(&path.join(&name)?)?.map(|_| name.into_bytes())));
+    }
+    let matcher = Glob::parse(component, false).map_err(|error| CopyError::Pattern(error.to_string()))?;
+    let names = tree.children(path)?.into_iter().map(|(name, _)| name);
+    Ok(names.filter(|name| matcher.matches(&String::from_utf8_lossy(name))).collect())
 }
 
 /// The first link of `path` that leads nowhere.
