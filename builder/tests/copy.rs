@@ -262,7 +262,7 @@ fn what_is_not_supported_is_told_at_once() {
     let workspace = workspace();
     let text = workspace.fails(
         "FROM nowhere.invalid/image AS a\nADD https://example.com/x git@example.com:y /x/\nRUN --mount=type=ssh --security=insecure true\n\
-         FROM scratch\nONBUILD ADD https://example.com/later /\nRUN --mount=type=cache,target=/c,from=a true\nCOPY missing /\n",
+         FROM scratch\nONBUILD ADD https://example.com/later /\nRUN --mount=type=cache,target=/c,source=/a true\nCOPY missing /\n",
     );
     let heads: Vec<&str> =
         text.lines().filter(|line| line.starts_with("error") || line.contains("-->")).collect();
@@ -277,7 +277,7 @@ fn what_is_not_supported_is_told_at_once() {
             " --> Buildfile:3:5",
             "error: `--security=insecure` is not supported yet",
             " --> Buildfile:3:33",
-            "error: a cache mount that starts with content is not supported yet",
+            "error: `source` of a cache mount names a path in what `from` names",
             " --> Buildfile:6:5",
         ]
     );

@@ -56,6 +56,7 @@ fn main() {
         ("a_build_holds_the_images_that_it_reads", a_build_holds_the_images_that_it_reads),
         ("owners_are_dropped_only_where_told", owners_are_dropped_only_where_told),
         ("fifos_and_their_links_are_kept", fifos_and_their_links_are_kept),
+        ("caches_start_with_content", caches_start_with_content),
         ("waiting_for_a_cache_can_be_interrupted", waiting_for_a_cache_can_be_interrupted),
     ];
     assert!(Path::new("/bin/busybox").exists(), "/bin/busybox is missing: apt-get install busybox-static");
@@ -780,4 +781,25 @@ fn fifos_and_their_links_are_kept() {
          FROM ./rootfs\nENV PATH=/bin\nCOPY --from=a /p /q /o/\nRUN stat -c %F /o/p /o/q\n",
     );
     assert_eq!(output(&built), ["fifo 2", "fifo 2", "fifo", "fifo"]);
+}
+
+fn caches_start_with_content() {
+    let workspace = workspace();
+    let mut number = 0;
+    let mut look = |content: &str| {
+        number += 1;
+        workspace.file("data/x", content);
+        output(&workspace.build(&format!(
+            "FROM scratch AS other\nCOPY --chmod=2750 data /d\n{BASE}ENV N={number}\n\
+             RUN --mount=type=cache,target=/c,from=other,source=/d cat /c/* && stat -c %a /c && echo more > /c/y\n"
+        )))
+    };
+    assert_eq!(look("one\n"), ["one", "2750"]);
+    assert_eq!(look("one\n"), ["one", "more", "2750"]);
+    assert_eq!(look("two\n"), ["two", "2750"], "another start is another cache");
+    assert_eq!(look("one\n"), ["one", "more", "2750"]);
+    let text = workspace.fails(&format!(
+        "FROM scratch AS other\nCOPY data /d\n{BASE}RUN --mount=type=cache,target=/c,from=other,source=/d/x true\n"
+    ));
+    assert!(text.contains("a cache is a directory, and `/d/x` is none"), "{text}");
 }

@@ -61,8 +61,9 @@ pub(crate) fn unsupported_in_run(security: Option<&Word>, devices: &[Word]) -> V
 /// Mounts of RUN.
 pub(crate) fn unsupported_mount(mount: &Mount) -> Option<Diagnostic> {
     match &mount.kind {
-        MountKind::Cache { source, .. } if mount.from.is_some() || source != "/" => {
-            Some(Diagnostic::not_supported(mount.span, "a cache mount that starts with content"))
+        MountKind::Cache { source, .. } if mount.from.is_none() && source != "/" => {
+            let error = "`source` of a cache mount names a path in what `from` names";
+            Some(Diagnostic::error(mount.span, error).help("add `from=STAGE` or `from=IMAGE`"))
         }
         MountKind::Ssh { .. } => Some(Diagnostic::not_supported(mount.span, "`--mount=type=ssh`")),
         _ => None,

@@ -21,10 +21,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rimg_formats::digest::Digest;
+use rimg_formats::layer::{LayerPath, MtimePolicy};
+use rimg_formats::root_dir::RootDir;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock};
 
 use super::seen::{Seen, Sight};
 use crate::engine::Build;
+use crate::layer_plan::PlannedEntry;
+use crate::materialise::materialise;
 use crate::syntax::CacheSharing;
 
 /// What is mounted of a cache, in its directory.
@@ -52,6 +56,8 @@ pub(super) struct CacheId {
     pub(super) mode: u32,
     /// User and group.
     pub(super) owner: (u32, u32),
+    /// Digest of what it starts with: another start is another cache.
+    pub(super) start: Option<Digest>,
 }
 
 /// A cache in use. Others that may not use it at the same time wait until this is dropped.
@@ -76,12 +82,14 @@ impl Drop for Cache {
 impl CacheId {
     /// For people and as input of a key.
     pub(super) fn describe(&self) -> String {
-        format!("{} {:o} {}:{}", self.id, self.mode, self.owner.0, self.owner.1)
+        let start = self.start.map_or_else(String::new, |start| format!(" from {start}"));
+        format!("{} {:o} {}:{}{start}", self.id, self.mode, self.owner.0, self.owner.1)
     }
 
     fn directory_name(&self) -> String {
         let (uid, gid) = self.owner;
-        Digest::sha256(format!("{:o} {uid}:{gid} {}", self.mode, self.id).as_bytes()).hex()
+        let start = self.start.map_or_else(String::new, |start| format!("{start} "));
+        Digest::sha256(format!("{start}{:o} {uid}:{gid} {}", self.mode, self.id).as_bytes()).hex()
     }
 }
 
@@ -171,25 +179,36 @@ impl Cache {
         Err(io::Error::other(format!("the clock of {} stands still", self.directory.display())))
     }
 
-    /// What is mounted; made at the first use.
-    pub(super) fn content(&self) -> io::Result<PathBuf> {
+    /// What is mounted; made at the first use, of the entries `start` where there are any, whose root is called
+    /// `content`.
+    pub(super) fn content(&self, start: &[PlannedEntry]) -> io::Result<PathBuf> {
         let content = self.directory.join(CONTENT);
         if content.exists() {
             return Ok(content);
         }
-        // It appears with its owner and mode: a process that dies here leaves no other.
-        let made = self.directory.join(format!("new-{}", std::process::id()));
-        let _ = fs::remove_dir(&made);
-        fs::create_dir(&made)?;
-        if self.id.owner != (0, 0) {
-            std::os::unix::fs::chown(&made, Some(self.id.owner.0), Some(self.id.owner.1))?;
+        // It appears whole, with its owner and mode: a process that dies here leaves no other.
+        let folder = RootDir::open(&self.directory)?;
+        let name = format!("new-{}", std::process::id());
+        let removed = || folder.remove_tree(&LayerPath::parse(&name).map_err(io::Error::other)?);
+        removed()?;
+        let place = self.directory.join(&name);
+        fs::create_dir(&place)?;
+        let made = place.join(CONTENT);
+        if start.is_empty() {
+            fs::create_dir(&made)?;
+            if self.id.owner != (0, 0) {
+                std::os::unix::fs::chown(&made, Some(self.id.owner.0), Some(self.id.owner.1))?;
+            }
+            fs::set_permissions(&made, fs::Permissions::from_mode(self.id.mode))?;
+        } else {
+            materialise(start, &place, MtimePolicy::Preserve)?;
         }
-        fs::set_permissions(&made, fs::Permissions::from_mode(self.id.mode))?;
         match rustix::fs::renameat_with(CWD, &made, CWD, &content, RenameFlags::NOREPLACE) {
             // Another step that shares it was faster.
-            Err(rustix::io::Errno::EXIST) => fs::remove_dir(&made)?,
+            Err(rustix::io::Errno::EXIST) => {}
             renamed => renamed?,
         }
+        removed()?;
         Ok(content)
     }
 }

@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rimg_formats::digest::Digest;
-use rimg_formats::layer::{LayerPath, Mtime, MtimePolicy};
+use rimg_formats::layer::{EntryKind, LayerPath, Mtime, MtimePolicy};
 use rimg_runner::SandboxSpec;
 use rimg_runner::spec::{EtcFile, Mount as SandboxMount, MountKind as SandboxMountKind, PrivateFile, Tmpfs};
 
@@ -64,6 +64,8 @@ enum Kind {
     Cache {
         id: CacheId,
         sharing: CacheSharing,
+        /// What it starts with; the first entry is its root.
+        start: Vec<PlannedEntry>,
     },
     Tmpfs {
         size: Option<u64>,
@@ -146,11 +148,11 @@ impl MountPlan {
                     let in_place = in_place.as_ref().filter(|_| times.is_none());
                     spec.mounts.push(bind(bind_source(entries, times, in_place, workspace, number)?));
                 }
-                Kind::Cache { id, .. } => {
+                Kind::Cache { id, start, .. } => {
                     let caches = self.caches.borrow();
                     let found = caches.iter().find(|cache| cache.id == *id);
                     let cache = found.ok_or_else(|| io::Error::other("a cache without directory"))?;
-                    spec.mounts.push(bind(cache.content()?));
+                    spec.mounts.push(bind(cache.content(start)?));
                 }
                 Kind::Tmpfs { size } => spec.mounts.push(SandboxMount {
                     kind: SandboxMountKind::Tmpfs(Tmpfs {
@@ -183,7 +185,7 @@ impl MountPlan {
     pub(super) fn take_caches(&self, build: &Build<'_>) -> io::Result<()> {
         let mut caches: Vec<(&CacheId, CacheSharing)> = Vec::new();
         for mount in &self.mounts {
-            if let Kind::Cache { id, sharing } = &mount.kind {
+            if let Kind::Cache { id, sharing, .. } = &mount.kind {
                 caches.push((id, *sharing));
             }
         }
@@ -248,15 +250,25 @@ fn plan(
             let options = format!("bind {access} {path}");
             mounts.push(Prepared { target, read_only, kind, options, content: Some(content) });
         }
-        MountKind::Cache { id, sharing, mode, uid, gid, .. } => {
+        MountKind::Cache { id, sharing, mode, uid, gid, source: path } => {
             let id = id.clone().unwrap_or_else(|| target.clone());
             let id = match stage.build.options.build_args.get(CACHE_NAMESPACE_ARGUMENT) {
                 Some(namespace) if !namespace.is_empty() => format!("{namespace}/{id}"),
                 _ => id,
             };
-            let id = CacheId { id, mode: *mode, owner: (*uid, *gid) };
+            let start = match mount.from.is_some() {
+                true => Some(shown(stage, mount, source, path)?),
+                false => None,
+            };
+            let start_digest = start.as_ref().map(|shown| shown.digest);
+            let id = CacheId { id, mode: *mode, owner: (*uid, *gid), start: start_digest };
             let options = format!("cache {access} {}", id.describe());
-            let kind = Kind::Cache { id, sharing: *sharing };
+            let start = start.map(|shown| shown.entries).unwrap_or_default();
+            if start.first().is_some_and(|root| root.entry.kind != EntryKind::Directory) {
+                let error = format!("a cache is a directory, and `{path}` is none");
+                return Err(BuildError::at(mount.span, error));
+            }
+            let kind = Kind::Cache { id, sharing: *sharing, start };
             mounts.push(Prepared { target, read_only, kind, options, content: None });
         }
         MountKind::Tmpfs { size } => {
@@ -313,6 +325,26 @@ fn bind(
     source: &CopySource,
     path: &str,
 ) -> Result<(Kind, Digest), BuildError> {
+    let Shown { entries, digest, path } = shown(stage, mount, source, path)?;
+    let whole = *source == CopySource::Context && stage.build.options.ignore.is_empty();
+    let in_place = match mount.read_only && whole {
+        true => Some((stage.build.context(mount.span)?, path)),
+        false => None,
+    };
+    let is_of_layers = !matches!(source, CopySource::Context | CopySource::Path(_));
+    Ok((Kind::Bind { entries, in_place, is_of_layers }, digest))
+}
+
+/// What a mount takes from a source.
+struct Shown {
+    /// The first entry is its root, called [`CONTENT`].
+    entries: Vec<PlannedEntry>,
+    digest: Digest,
+    /// Where it lies in the source.
+    path: LayerPath,
+}
+
+fn shown(stage: &StageRun<'_>, mount: &Mount, source: &CopySource, path: &str) -> Result<Shown, BuildError> {
     let failed = |message: String| BuildError::at(mount.span, message);
     let tree = source_tree(stage, source, mount.span)?;
     let cleaned = clean(path.as_bytes()).map_err(|error| failed(error.to_string()))?;
@@ -340,13 +372,7 @@ fn bind(
         .maker
         .content_digest(&mut entries, began_ns)
         .map_err(|error| step_error(error, mount.span))?;
-    let whole = *source == CopySource::Context && stage.build.options.ignore.is_empty();
-    let in_place = match mount.read_only && whole {
-        true => Some((stage.build.context(mount.span)?, landing.path)),
-        false => None,
-    };
-    let is_of_layers = !matches!(source, CopySource::Context | CopySource::Path(_));
-    Ok((Kind::Bind { entries, in_place, is_of_layers }, digest))
+    Ok(Shown { entries, digest, path: landing.path })
 }
 
 /// What a bind mount shows: the files themselves, or a copy made now, with other `times` if they are given.
