@@ -4,11 +4,13 @@
 //! lines are worded as BuildKit words them, because tools that show or scan images read them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rimg_formats::config::{ExecConfig, Healthcheck, History, ImageConfig};
 use rimg_formats::descriptor::Descriptor;
 use rimg_formats::digest::{ChainId, Digest};
 use rimg_formats::epoch::Epoch;
+use rimg_formats::layer::LayerPath;
 use rimg_formats::manifest::Manifest;
 use rimg_formats::media_type::OCI_CONFIG;
 use rimg_formats::platform::Platform;
@@ -20,6 +22,17 @@ use crate::plan::DEFAULT_PATH;
 /// The mark of Dockerfile builds in histories, which scanners look for.
 const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
 
+/// Files that one step wrote anew with the content that they had: no layer has them, but later steps see them as newer.
+#[derive(Clone, Debug)]
+pub(crate) struct Touch {
+    /// How many layers there are below what comes later: those of the step itself among them.
+    pub(crate) layers: usize,
+    /// Whether the step made the topmost of these.
+    pub(crate) has_layer: bool,
+    /// Their paths.
+    pub(crate) paths: Arc<[LayerPath]>,
+}
+
 /// An image on its way.
 #[derive(Clone, Debug)]
 pub(crate) struct ImageState {
@@ -27,6 +40,8 @@ pub(crate) struct ImageState {
     pub(crate) config: ImageConfig,
     /// Its layers so far, lowest first.
     pub(crate) layers: Vec<LayerRecord>,
+    /// Files that steps wrote anew with the content that they had.
+    pub(crate) touches: Vec<Touch>,
     epoch: Epoch,
     /// Whether this stage has said CMD: an ENTRYPOINT then leaves it alone.
     cmd_is_own: bool,
@@ -38,15 +53,20 @@ impl ImageState {
         let mut config = ImageConfig::scratch(platform, epoch);
         config.config.env = vec![format!("PATH={DEFAULT_PATH}")];
         config.config.working_dir = "/".to_owned();
-        ImageState { config, layers: Vec::new(), epoch, cmd_is_own: false }
+        ImageState { config, layers: Vec::new(), touches: Vec::new(), epoch, cmd_is_own: false }
     }
 
     /// `FROM image`.
     pub(crate) fn from_image(image: Image, epoch: Epoch) -> ImageState {
         let layers =
             image.layers.into_iter().map(|(descriptor, diff_id)| LayerRecord { diff_id, descriptor });
-        let mut state =
-            ImageState { config: image.config, layers: layers.collect(), epoch, cmd_is_own: false };
+        let mut state = ImageState {
+            config: image.config,
+            layers: layers.collect(),
+            touches: Vec::new(),
+            epoch,
+            cmd_is_own: false,
+        };
         state.mend_history();
         if state.variable("PATH").is_none() {
             state.config.config.env.push(format!("PATH={DEFAULT_PATH}"));

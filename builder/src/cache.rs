@@ -55,12 +55,15 @@ pub(crate) struct StepRecord {
     pub(crate) inputs: StepInputs,
     /// The layer it made; `None` when it changed no file.
     pub(crate) layer: Option<LayerRecord>,
+    /// Files that it wrote anew with the content that they had: no part of the layer, but newer for later steps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) touched: Vec<Vec<u8>>,
 }
 
 /// The answer to a lookup.
 pub(crate) enum Lookup {
     /// The step's result is there, and leased so that it stays while the build goes on.
-    Hit(Option<Box<LayerRecord>>),
+    Hit(Box<StepRecord>),
     /// It is not. The record is the nearest earlier one, if any.
     Miss(Miss, Option<Box<StepRecord>>),
 }
@@ -97,7 +100,7 @@ impl Cache {
         if let Some(record) = found.and_then(|value| serde_json::from_slice::<StepRecord>(&value).ok()) {
             return match record.layer.as_ref().map(|layer| layer.descriptor.digest) {
                 Some(digest) if !self.is_whole(&digest)? => Ok(Lookup::Miss(Miss::Lost(digest), None)),
-                _ => Ok(Lookup::Hit(record.layer.map(Box::new))),
+                _ => Ok(Lookup::Hit(Box::new(record))),
             };
         }
         let Some(nearest) = self.nearest(slot, inputs)? else { return Ok(Lookup::Miss(Miss::New, None)) };

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rimg_formats::descriptor::Descriptor;
 use rimg_formats::digest::Digest;
 use rimg_formats::layer::{
-    Entry, EntryKind, FinishedLayer, LayerCompression, LayerIndex, LayerOptions, LayerWriter, MtimePolicy,
-    WriteError,
+    Entry, EntryKind, FinishedLayer, LayerCompression, LayerIndex, LayerOptions, LayerPath, LayerWriter,
+    MtimePolicy, WriteError,
 };
 use rimg_formats::media_type;
 use rimg_formats::store::cache::FileStamp;
@@ -80,6 +80,20 @@ pub(crate) struct StepOutcome {
     pub(crate) layer: Option<LayerRecord>,
     /// How many entries the layer has, if it was written now.
     pub(crate) entries: Option<usize>,
+    /// Paths of files that it wrote anew with the content that they had.
+    pub(crate) touched: Vec<LayerPath>,
+}
+
+impl StepOutcome {
+    /// Of a step that wrote nothing but its layer.
+    fn of_layer(
+        key: CacheKey,
+        cached: bool,
+        layer: Option<LayerRecord>,
+        entries: Option<usize>,
+    ) -> StepOutcome {
+        StepOutcome { key, cached, layer, entries, touched: Vec::new() }
+    }
 }
 
 impl LayerMaker {
@@ -110,16 +124,15 @@ impl LayerMaker {
             // Nothing is to be done, and nothing was: no different from having found it.
             let nothing = entries_digest(std::iter::empty(), self.keeps_times());
             let key = self.files_inputs(nothing).key();
-            return Ok(StepOutcome { key, cached: true, layer: None, entries: None });
+            return Ok(StepOutcome::of_layer(key, true, None, None));
         }
         let memo = Memo::of(&entries, self.keeps_times(), began_ns);
         if self.cache.knows(slot)? {
             let (files, digests) = self.files_digest(&mut entries, memo)?;
             let inputs = self.files_inputs(files);
             match self.cache.look_up(slot, &inputs)? {
-                Lookup::Hit(layer) => {
-                    let layer = layer.map(|layer| *layer);
-                    return Ok(StepOutcome { key: inputs.key(), cached: true, layer, entries: None });
+                Lookup::Hit(record) => {
+                    return Ok(StepOutcome::of_layer(inputs.key(), true, record.layer, None));
                 }
                 Lookup::Miss(miss, earlier) => on_miss(self.explain(miss, earlier, &mut entries, digests)?),
             }
@@ -135,11 +148,11 @@ impl LayerMaker {
         let inputs = self.files_inputs(files);
         let layer = Some(self.commit(finished)?);
         let key = inputs.key();
-        self.cache.remember(slot, &StepRecord { inputs, layer: layer.clone() })?;
+        self.cache.remember(slot, &StepRecord { inputs, layer: layer.clone(), touched: Vec::new() })?;
         if let Some(memo) = memo {
             memo.remember(&self.store, &files)?;
         }
-        Ok(StepOutcome { key, cached: false, layer, entries: Some(count) })
+        Ok(StepOutcome::of_layer(key, false, layer, Some(count)))
     }
 
     /// Why nothing was found for an instruction that was never seen, or is not to be looked for.

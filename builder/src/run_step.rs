@@ -20,7 +20,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
-use rimg_formats::layer::{Entry, EntryKind, LayerWriter, Limits, MtimePolicy, OtherOwner};
+use rimg_formats::layer::{Entry, EntryKind, LayerPath, LayerWriter, Limits, MtimePolicy, OtherOwner};
 use rimg_runner::snapshots::changes::Changes;
 use rimg_runner::snapshots::{Owners, SnapshotTimes, Snapshots};
 use rimg_runner::spec::{EtcFile, Network, RootFs, Stdio, Upper};
@@ -30,7 +30,7 @@ use self::clock::LayerTimes;
 use self::mounts::MountPlan;
 use self::renewed::renew;
 use self::workspace::RunWorkspace;
-use crate::cache::{Lookup, Slot, StepInputs, StepRecord};
+use crate::cache::{CacheKey, FieldHasher, Lookup, Slot, StepInputs, StepRecord};
 use crate::context::processors;
 use crate::copy::owner::without_root;
 use crate::diagnostic::Diagnostic;
@@ -76,15 +76,17 @@ pub(crate) fn run(
     let held = turn.lock().unwrap_or_else(PoisonError::into_inner);
     stage.build.check_stopped()?;
     let outcome = match maker.cache.look_up(slot, &inputs)? {
-        Lookup::Hit(layer) => {
-            StepOutcome { key, cached: true, layer: layer.map(|layer| *layer), entries: None }
+        Lookup::Hit(record) => {
+            let touched = record.touched.into_iter().filter_map(|path| LayerPath::parse(path).ok()).collect();
+            StepOutcome { key, cached: true, layer: record.layer, entries: None, touched }
         }
         Lookup::Miss(miss, _) => {
             (stage.build.events)(Event::StepMissed { id, miss });
-            let outcome = execute(stage, instruction, mounts, id, (span, &step.instruction.text))?;
-            let record = StepRecord { inputs, layer: outcome.0.clone() };
+            let outcome = execute(stage, instruction, mounts, id, (span, &step.instruction.text), key)?;
+            let touched = outcome.touched.iter().map(|path| path.as_bytes().to_vec()).collect();
+            let record = StepRecord { inputs, layer: outcome.layer.clone(), touched };
             maker.cache.remember(slot, &record)?;
-            StepOutcome { key, cached: false, layer: outcome.0, entries: outcome.1 }
+            StepOutcome { key, cached: false, ..outcome }
         }
     };
     drop(held);
@@ -115,6 +117,14 @@ fn inputs(stage: &StageRun<'_>, instruction: &ExpandedRun, mounts: &MountPlan) -
     let mut inputs = stage.build.maker.inputs(KIND);
     let below = stage.image.chain().map_or_else(|| "nothing".to_owned(), |chain| chain.to_string());
     inputs.add("the layers below", &below);
+    if !stage.image.touches.is_empty() {
+        let mut touched = FieldHasher::new();
+        for touch in &stage.image.touches {
+            touched.number(touch.layers as u64);
+            touch.paths.iter().for_each(|path| touched.field(path.as_bytes()));
+        }
+        inputs.add_digest("touched files", touched.finish());
+    }
     let arguments = arguments(stage, &instruction.command);
     inputs.add_list("command", arguments.iter().map(String::as_str));
     if let RunCommand::Script { content, .. } = &instruction.command {
@@ -171,7 +181,8 @@ fn execute(
     mounts: MountPlan,
     id: StepId,
     (span, text): (Span, &str),
-) -> Result<Made, BuildError> {
+    key: CacheKey,
+) -> Result<StepOutcome, BuildError> {
     let build = stage.build;
     let failed = |error: std::io::Error| BuildError::at(span, format!("failed to prepare the step: {error}"));
     let snapshots = Snapshots::open(&build.store.snapshots_dir(), owners());
@@ -180,9 +191,9 @@ fn execute(
     if snapshots.needs_one_owner() {
         check_owners(stage, span)?;
     }
-    let times = LayerTimes::of(stage.tree.merged().layers(), build.maker.options.mtime);
+    let times = LayerTimes::of(stage.tree.merged().layers(), &stage.image.touches, build.maker.options.mtime);
     let lowers = lower_directories(stage, &snapshots, &times, span)?;
-    let root = stage.tree.lookup(&rimg_formats::layer::LayerPath::root()).map_err(failed)?;
+    let root = stage.tree.lookup(&LayerPath::root()).map_err(failed)?;
     let workspace = RunWorkspace::new(&build.store.snapshots_dir(), root.as_ref()).map_err(failed)?;
     let lowers = if lowers.is_empty() { vec![workspace.empty()] } else { lowers };
     let prepared = mounts.take_caches(build).and_then(|()| renew(stage, text, &times, &mounts, &workspace));
@@ -210,7 +221,9 @@ fn execute(
     if committed.is_err() {
         build.check_stopped()?;
     }
-    committed.map_err(|error| step_error(error, span))
+    let (layer, entries) = committed.map_err(|error| step_error(error, span))?;
+    let touched = renewed.touched(stage.tree.merged(), &times, &changes.kept);
+    Ok(StepOutcome { key, cached: false, layer, entries, touched })
 }
 
 /// Refuses to show files as root's that are not.

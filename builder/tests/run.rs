@@ -57,6 +57,7 @@ fn main() {
         ("owners_are_dropped_only_where_told", owners_are_dropped_only_where_told),
         ("fifos_and_their_links_are_kept", fifos_and_their_links_are_kept),
         ("caches_start_with_content", caches_start_with_content),
+        ("touched_files_are_newer_for_later_steps", touched_files_are_newer_for_later_steps),
         ("waiting_for_a_cache_can_be_interrupted", waiting_for_a_cache_can_be_interrupted),
     ];
     assert!(Path::new("/bin/busybox").exists(), "/bin/busybox is missing: apt-get install busybox-static");
@@ -790,16 +791,48 @@ fn caches_start_with_content() {
         number += 1;
         workspace.file("data/x", content);
         output(&workspace.build(&format!(
-            "FROM scratch AS other\nCOPY --chmod=2750 data /d\n{BASE}ENV N={number}\n\
+            "FROM scratch AS other\nCOPY --chmod=750 data /d\n{BASE}ENV N={number}\n\
              RUN --mount=type=cache,target=/c,from=other,source=/d cat /c/* && stat -c %a /c && echo more > /c/y\n"
         )))
     };
-    assert_eq!(look("one\n"), ["one", "2750"]);
-    assert_eq!(look("one\n"), ["one", "more", "2750"]);
-    assert_eq!(look("two\n"), ["two", "2750"], "another start is another cache");
-    assert_eq!(look("one\n"), ["one", "more", "2750"]);
+    assert_eq!(look("one\n"), ["one", "750"]);
+    assert_eq!(look("one\n"), ["one", "more", "750"]);
+    assert_eq!(look("two\n"), ["two", "750"], "another start is another cache");
+    assert_eq!(look("one\n"), ["one", "more", "750"]);
     let text = workspace.fails(&format!(
         "FROM scratch AS other\nCOPY data /d\n{BASE}RUN --mount=type=cache,target=/c,from=other,source=/d/x true\n"
     ));
     assert!(text.contains("a cache is a directory, and `/d/x` is none"), "{text}");
+}
+
+/// Stamps of make and cargo are written anew with what they had.
+fn touched_files_are_newer_for_later_steps() {
+    let workspace = workspace();
+    workspace.file("src", "new\n");
+    let text = format!(
+        "{BASE}RUN echo old > /src && touch /stamp\nCOPY src /src\nRUN test /src -nt /stamp && touch /stamp && echo made\n\
+         RUN touch /dir/a && : >> /dir/b && chmod 644 /dir/b\n"
+    );
+    let look =
+        "RUN test /src -nt /stamp || echo made before; stat -c '%n %Y' /src /stamp /dir /dir/a /dir/b\n";
+    let first = workspace.build(&format!("{text}{look}"));
+    let expected = [
+        "made",
+        "made before",
+        "/src 315619202",
+        "/stamp 315619203",
+        "/dir 315619200",
+        "/dir/a 315619204",
+        "/dir/b 315619200",
+    ];
+    assert_eq!(output(&first), expected);
+    assert_eq!(first.result.layers.len(), 3, "what was only touched is in no layer");
+    fs::remove_dir_all(workspace.store.snapshots_dir()).unwrap();
+    let again =
+        workspace.build(&format!("{text}ENV A=1\n{look}RUN echo other > /stamp\nRUN stat -c %Y /stamp\n"));
+    assert_eq!(output(&again)[..6], expected[1..]);
+    assert_eq!(output(&again)[6], "315619205", "{:?}", output(&again));
+    // A stage that goes on has them too.
+    let stage = format!("{}FROM one\nENV A=2\n{look}", text.replace("FROM ./rootfs", "FROM ./rootfs AS one"));
+    assert_eq!(output(&workspace.build(&stage)), expected[1..]);
 }

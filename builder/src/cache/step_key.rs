@@ -6,7 +6,7 @@
 //! | `compression` and level of the blob | ✓ | ✓ |
 //! | `times`: the constant time, or `preserve` | ✓ | ✓ |
 //! | `files`: path, type, mode, owner, extended attributes, link target, content digest of each entry (1) | ✓ (2) | – |
-//! | `the layers below`: their ChainID | – | ✓ |
+//! | `the layers below`: their ChainID; `touched files`: what earlier steps wrote anew with the same content | – | ✓ |
 //! | `command`: the final argument list, with heredoc bodies; `script`: a heredoc that begins with `#!` | – | ✓ |
 //! | `environment NAME`: each variable, `ARG`s in scope included | – | ✓ |
 //! | `user`, `working directory`, `hostname`, `network`, `platform` | – | ✓ (4) |

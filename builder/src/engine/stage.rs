@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::error::BuildError;
 use super::schedule::Results;
 use super::{Build, files};
-use crate::assemble::ImageState;
+use crate::assemble::{ImageState, Touch};
 use crate::base;
 use crate::cache::LayerRecord;
 use crate::events::{Event, LayerSummary, StepId};
@@ -184,6 +184,10 @@ impl StageRun<'_> {
         self.image.add_step(outcome.layer.clone(), created_by);
         if let Some(layer) = &outcome.layer {
             self.tree = Arc::new(self.tree.with_layer(self.build.store, layer)?);
+        }
+        if !outcome.touched.is_empty() {
+            let (layers, has_layer) = (self.image.layers.len(), outcome.layer.is_some());
+            self.image.touches.push(Touch { layers, has_layer, paths: outcome.touched.clone().into() });
         }
         Ok(())
     }

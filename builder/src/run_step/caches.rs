@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rimg_formats::digest::Digest;
@@ -182,13 +183,14 @@ impl Cache {
     /// What is mounted; made at the first use, of the entries `start` where there are any, whose root is called
     /// `content`.
     pub(super) fn content(&self, start: &[PlannedEntry]) -> io::Result<PathBuf> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let content = self.directory.join(CONTENT);
         if content.exists() {
             return Ok(content);
         }
         // It appears whole, with its owner and mode: a process that dies here leaves no other.
         let folder = RootDir::open(&self.directory)?;
-        let name = format!("new-{}", std::process::id());
+        let name = format!("new-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let removed = || folder.remove_tree(&LayerPath::parse(&name).map_err(io::Error::other)?);
         removed()?;
         let place = self.directory.join(&name);

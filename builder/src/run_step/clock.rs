@@ -8,13 +8,18 @@
 //!   time if that is later.
 //! - Any other layer keeps the times that its entries say.
 //!
-//! The times are a function of the stack of layers and of nothing else: neither of the wall clock, nor of whether a
+//! Files that a step wrote anew with the content that they had are in no layer; they get the step's time all the same.
+//!
+//! The times are a function of the stack of layers and of these files, and of nothing else: neither of the wall clock, nor of whether a
 //! step was run or found in the cache, nor of which of the layers came with the base.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rimg_formats::layer::{LayerIndex, Mtime, MtimePolicy};
+use rimg_formats::layer::{LayerIndex, LayerPath, Mtime, MtimePolicy};
 use rimg_runner::snapshots::SnapshotTimes;
+
+use crate::assemble::Touch;
 
 /// The latest time that moves the clock, 2038-01-01: entries that claim to be later would bring what a step writes to
 /// where file systems with 32-bit times end.
@@ -27,24 +32,33 @@ pub(super) struct LayerTimes {
     pub(super) layers: Vec<SnapshotTimes>,
     /// Of each layer, the one time that all its files have for a step; `None` for one that keeps its own.
     pub(super) clocked: Vec<Option<i64>>,
+    /// Of files that steps only touched, and the number of layers that were there then.
+    pub(super) touched: BTreeMap<LayerPath, (i64, usize)>,
     /// Of what is written on top.
     pub(super) next: SnapshotTimes,
 }
 
 impl LayerTimes {
-    /// The times of `layers`, the lowest first, for a build whose entries get times by `policy`.
-    pub(super) fn of(layers: &[Arc<LayerIndex>], policy: MtimePolicy) -> LayerTimes {
+    /// The times of `layers`, the lowest first, and of what steps touched, for a build whose entries get times by
+    /// `policy`.
+    pub(super) fn of(layers: &[Arc<LayerIndex>], touches: &[Touch], policy: MtimePolicy) -> LayerTimes {
         let MtimePolicy::Fixed(epoch) = policy else {
             return LayerTimes {
                 layers: vec![SnapshotTimes::Exported; layers.len()],
                 clocked: vec![None; layers.len()],
+                touched: BTreeMap::new(),
                 next: SnapshotTimes::Exported,
             };
         };
         let mut newest: Option<i64> = None;
         let above = |newest: Option<i64>, own: i64| newest.map_or(own, |below| own.max(below + 1));
-        let mut times = LayerTimes { layers: Vec::new(), clocked: Vec::new(), next: SnapshotTimes::Exported };
-        for layer in layers {
+        let mut times = LayerTimes {
+            layers: Vec::new(),
+            clocked: Vec::new(),
+            touched: BTreeMap::new(),
+            next: SnapshotTimes::Exported,
+        };
+        for (number, layer) in layers.iter().enumerate() {
             let (own, clocked) = match Span::of(layer, epoch.seconds()) {
                 Span::Empty => (SnapshotTimes::Exported, None),
                 Span::One(own) => {
@@ -60,6 +74,16 @@ impl LayerTimes {
             };
             times.layers.push(own);
             times.clocked.push(clocked);
+            for touch in touches.iter().filter(|touch| touch.layers == number + 1) {
+                // With its layer, a step has the time of that; else one of its own.
+                let time = match (touch.has_layer, clocked) {
+                    (true, Some(time)) => time,
+                    _ => above(newest, epoch.seconds()),
+                };
+                newest = newest.max(Some(time));
+                let paths = touch.paths.iter().map(|path| (path.clone(), (time, touch.layers)));
+                times.touched.extend(paths);
+            }
         }
         times.next = SnapshotTimes::Build(above(newest, epoch.seconds()));
         times
@@ -131,7 +155,7 @@ mod tests {
 
     fn shown(layers: &[Times<'_>]) -> String {
         let layers: Vec<_> = layers.iter().map(|times| layer(times)).collect();
-        let times = LayerTimes::of(&layers, MtimePolicy::Fixed(Epoch::from_seconds(100).unwrap()));
+        let times = LayerTimes::of(&layers, &[], MtimePolicy::Fixed(Epoch::from_seconds(100).unwrap()));
         let word = |times: &SnapshotTimes| match times {
             SnapshotTimes::Exported => "own".to_owned(),
             SnapshotTimes::Build(secs) => secs.to_string(),
@@ -166,7 +190,7 @@ mod tests {
     #[test]
     fn kept_times_are_left_alone() {
         let layers = [layer(&[(100, 0)]), layer(&[(100, 0)])];
-        let times = LayerTimes::of(&layers, MtimePolicy::Preserve);
+        let times = LayerTimes::of(&layers, &[], MtimePolicy::Preserve);
         assert_eq!(times.layers, [SnapshotTimes::Exported; 2]);
         assert_eq!(times.next, SnapshotTimes::Exported);
     }

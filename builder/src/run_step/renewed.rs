@@ -1,4 +1,5 @@
-//! The times of files beside cache mounts: what a step must see as new, because the cache has seen other content.
+//! The times of files that are not those of their layers: what an earlier step touched, and what a step must see as new
+//! beside a cache mount, because the cache has seen other content.
 //!
 //! Files of layers and of mounts that were made here have logical times ([`super::clock`]), which are earlier than all
 //! that a cache holds. That is right as long as they are what they were when the cache was used last. Those that are
@@ -29,8 +30,44 @@ const LAYER_STEP_NS: i64 = 1000;
 pub(super) struct Renewed {
     /// To be put on top of the layers.
     pub(super) top: Option<PathBuf>,
+    /// What lies there with which time.
+    files: BTreeMap<LayerPath, Mtime>,
     /// Of the mount of this number, the time of each entry.
     pub(super) binds: BTreeMap<usize, Vec<Mtime>>,
+}
+
+impl Renewed {
+    /// The files among `kept` that have another time than the step saw: they were written anew. None where files keep
+    /// their own times, or when there are more than anybody means to touch.
+    pub(super) fn touched(
+        &self,
+        tree: &MergedTree,
+        times: &LayerTimes,
+        kept: &[(LayerPath, Mtime)],
+    ) -> Vec<LayerPath> {
+        if times.next_time().is_none() {
+            return Vec::new();
+        }
+        let is_touched = |(path, found): &&(LayerPath, Mtime)| {
+            let seen = self.files.get(path).copied().or_else(|| layer_time(tree, times, path));
+            seen.is_some_and(|seen| seen != *found)
+        };
+        let mut touched: Vec<LayerPath> =
+            kept.iter().filter(is_touched).map(|(path, _)| path.clone()).collect();
+        touched.sort();
+        if touched.len() > TOUCHED_MAX { Vec::new() } else { touched }
+    }
+}
+
+/// Files that one step may touch: each is copied for every later step.
+const TOUCHED_MAX: usize = 4096;
+
+/// The time at which a step sees what a layer has at `path`.
+fn layer_time(tree: &MergedTree, times: &LayerTimes, path: &LayerPath) -> Option<Mtime> {
+    let node = tree.lookup(path)?;
+    let clocked = times.clocked.get(node.layer?).copied().flatten();
+    let source = tree.link_source(node).unwrap_or(node);
+    Some(clocked.map_or(source.mtime(), |secs| Mtime { secs, nanos: 0 }))
 }
 
 /// Works out the times for a step written as `text`, and makes the copies of what lies in layers.
@@ -46,10 +83,35 @@ pub(super) fn renew(
     for bind in mounts.binds().filter(|bind| bind.is_of_layers) {
         renewed.binds.insert(bind.number, vec![next; bind.entries.len()]);
     }
-    if !mounts.has_caches() {
-        return Ok(renewed);
-    }
     let tree = stage.tree.merged();
+    for (path, (secs, layers)) in &times.touched {
+        // A later step may have written it, or removed it.
+        if tree.lookup(path).is_some_and(|node| node.layer.is_some_and(|layer| layer < *layers)) {
+            renewed.files.insert(path.clone(), Mtime { secs: *secs, nanos: 0 });
+        }
+    }
+    if mounts.has_caches() {
+        beside_caches(stage, text, times, mounts, &mut renewed)?;
+    }
+    if !renewed.files.is_empty() {
+        let directory = workspace.renewed()?;
+        let entries = copies(stage, &renewed.files, times)?;
+        materialise(&entries, &directory, MtimePolicy::Preserve)?;
+        renewed.top = Some(directory);
+    }
+    Ok(renewed)
+}
+
+/// Adds the times of what the caches have not seen as it is.
+fn beside_caches(
+    stage: &StageRun<'_>,
+    text: &str,
+    times: &LayerTimes,
+    mounts: &MountPlan,
+    renewed: &mut Renewed,
+) -> io::Result<()> {
+    let tree = stage.tree.merged();
+    let next = times.next_time().unwrap_or_default();
     let (paths, mut sights) = layer_sights(tree, times);
     let mut places = Vec::new();
     for bind in mounts.binds() {
@@ -66,15 +128,9 @@ pub(super) fn renew(
             renewed.binds.insert(number, times.collect());
         }
     }
-    let changed = paths.iter().zip(shown).filter_map(|(path, ns)| Some(((*path).clone(), ns?)));
-    let changed: BTreeMap<LayerPath, i64> = changed.collect();
-    if !changed.is_empty() {
-        let directory = workspace.renewed()?;
-        let entries = copies(stage, &changed, times)?;
-        materialise(&entries, &directory, MtimePolicy::Preserve)?;
-        renewed.top = Some(directory);
-    }
-    Ok(renewed)
+    let changed = paths.iter().zip(shown).filter_map(|(path, ns)| Some(((*path).clone(), mtime(ns?))));
+    renewed.files.extend(changed);
+    Ok(())
 }
 
 /// What the clocked layers show, and their paths.
@@ -174,7 +230,7 @@ fn bind_sights(build: &Build<'_>, bind: &Bind<'_>) -> io::Result<Vec<Sight>> {
 /// The changed files of the layers with their new times, and the directories above them as they are.
 fn copies(
     stage: &StageRun<'_>,
-    changed: &BTreeMap<LayerPath, i64>,
+    changed: &BTreeMap<LayerPath, Mtime>,
     times: &LayerTimes,
 ) -> io::Result<Vec<PlannedEntry>> {
     let tree = &*stage.tree;
@@ -192,13 +248,8 @@ fn copies(
     let mut entries = plan.into_entries();
     for planned in &mut entries {
         let entry = &mut planned.entry;
-        let layer = tree.merged().lookup(&entry.path).and_then(|node| node.layer);
-        let clocked = layer.and_then(|layer| times.clocked.get(layer).copied().flatten());
-        entry.mtime = match (changed.get(&entry.path), clocked) {
-            (Some(ns), _) => mtime(*ns),
-            (None, Some(secs)) => Mtime { secs, nanos: 0 },
-            (None, None) => entry.mtime,
-        };
+        let time = changed.get(&entry.path).copied();
+        entry.mtime = time.or_else(|| layer_time(tree.merged(), times, &entry.path)).unwrap_or(entry.mtime);
     }
     Ok(entries)
 }

@@ -31,6 +31,9 @@ pub struct Changes {
     stamped: Vec<LayerPath>,
     /// Paths on disk that are no change, though they lie in the upper directory.
     unchanged: Vec<LayerPath>,
+    /// The regular files among them with their times: one that was written anew with the same content has another time
+    /// than what lies below.
+    pub kept: Vec<(LayerPath, Mtime)>,
 }
 
 impl Changes {
@@ -47,6 +50,7 @@ impl Changes {
             entries: Vec::new(),
             stamped: Vec::new(),
             unchanged: Vec::new(),
+            kept: Vec::new(),
         };
         let mut links = HashMap::new();
         changes.directory(&LayerPath::root(), ignored, &mut links)?;
@@ -111,6 +115,9 @@ impl Changes {
             };
             changed |= is_change;
             if !is_change {
+                if kind == FileType::RegularFile {
+                    self.kept.push((path.clone(), mtime(&stat)));
+                }
                 self.unchanged.push(path);
             } else if kind != FileType::CharacterDevice {
                 // Whiteouts have no time that anybody could see, and their owner may not let us set it.
@@ -284,9 +291,13 @@ fn entry(
             xattrs.insert(key, value);
         }
     }
-    let mtime = Mtime { secs: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) };
+    let mtime = mtime(stat);
     let (uid, gid) = (stat.st_uid.into(), stat.st_gid.into());
     Ok(Entry { path: path.clone(), kind, mode: stat.st_mode & 0o7777, uid, gid, mtime, xattrs })
+}
+
+fn mtime(stat: &Stat) -> Mtime {
+    Mtime { secs: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
 }
 
 /// Comparison of entries as layers see them.
