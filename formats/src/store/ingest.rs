@@ -263,7 +263,11 @@ impl Ingest {
             let repository = self.repository.clone();
             let placed = Placed { digest: *digest, size: self.length, repository };
             if self.store.register(placed, self.durability)? == Registered::Present {
-                return if self.resumed { self.store.forget_upload(&self.id) } else { Ok(()) };
+                // With its row, an upload's file goes as well, unless it has become the blob.
+                return match std::mem::take(&mut self.resumed) {
+                    true => self.store.forget_upload(&self.id),
+                    false => Ok(()),
+                };
             }
         }
         let source = io::Error::other("it was removed again and again while it was stored");

@@ -180,6 +180,18 @@ fn wrong_digests_are_refused_whichever_way_they_come() {
     assert_eq!(answer.status, 400);
 }
 
+/// A push in two requests of what another repository has: there is nothing left of it beside the blob.
+#[test]
+fn a_blob_that_is_there_already_leaves_no_second_copy() {
+    let registry = Registry::start();
+    let content = noise(300_000, 1);
+    for name in ["a", "b", "b"] {
+        let digest = registry.push(name, &content);
+        let uploads = registry.blob_path(&digest).ancestors().nth(3).unwrap().join("uploads");
+        assert_eq!(std::fs::read_dir(uploads).unwrap().count(), 0, "{name}");
+    }
+}
+
 #[test]
 fn a_cancelled_upload_is_gone() {
     let registry = Registry::start();
