@@ -28,7 +28,11 @@ pub(crate) fn run(session: &Session, args: RmiArgs) -> Result<(), Failure> {
             Err(_) if args.force => continue,
             Err(error) => return Err(error.into()),
         };
-        let removed = store.remove_image(&resolved, &in_use, args.force)?;
+        // `name@digest` means that repository, an id alone every one.
+        let removed = match resolved.tag.is_none() && !name.contains('@') {
+            true => store.remove_image_by_id(&resolved, &in_use, args.force)?,
+            false => store.remove_image(&resolved, &in_use, args.force)?,
+        };
         bytes += removed.bytes;
         let untagged: Vec<String> =
             removed.untagged.iter().map(|(name, tag)| format!("{name}:{tag}")).collect();

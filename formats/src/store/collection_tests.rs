@@ -100,7 +100,7 @@ fn removing_the_last_name_frees_what_only_that_image_needs() {
     let find = |typed: &str| store.resolve_text(typed).unwrap();
     assert_eq!(store.remove_image(&find("app:a"), &InUse::default(), false).unwrap().deleted, []);
     let removed = store.remove_image(&find("app:b"), &InUse::default(), false).unwrap();
-    assert_eq!((removed.deleted.len(), removed.bytes), (1, 0));
+    assert_eq!((removed.deleted.len(), removed.bytes), (0, 0), "another repository has it");
     store.hold("container:c", &[other]).unwrap();
     let refused = store.remove_image(&find("other"), &InUse::default(), false);
     assert!(matches!(refused, Err(StoreError::InUse { holder, .. }) if holder.starts_with("container:c")));
@@ -109,6 +109,42 @@ fn removing_the_last_name_frees_what_only_that_image_needs() {
     assert!(removed.bytes > 0);
     assert_eq!(blobs(&store), 0);
     assert!(store.images().unwrap().is_empty());
+}
+
+#[test]
+fn an_id_means_every_repository_and_a_name_its_own() {
+    let (_directory, store) = store();
+    let digest = put_image(&store, "zeta", &[], b"one");
+    for name in ["beta", "alpha"] {
+        put_image(&store, name, &["1"], b"one");
+    }
+    let none = InUse::default();
+    let by_id = store.resolve_text(&digest.to_string()).unwrap();
+    let refused = store.remove_image_by_id(&by_id, &none, false).unwrap_err().to_string();
+    assert!(refused.contains("in multiple repositories (alpha:1, beta:1)"), "{refused}");
+    assert!(refused.contains("--force"), "{refused}");
+    // Without a name, by name and digest: that one alone.
+    let zeta = store.resolve_text(&format!("zeta@{digest}")).unwrap();
+    let removed = store.remove_image(&zeta, &none, false).unwrap();
+    assert_eq!((removed.untagged.len(), removed.deleted.len()), (0, 0));
+    let left = |store: &Store| -> Vec<String> {
+        store.images().unwrap().iter().map(|image| image.name.to_string()).collect()
+    };
+    assert_eq!(left(&store), ["alpha", "beta"]);
+    let beta = store.resolve_text("beta:1").unwrap();
+    let removed = store.remove_image(&beta, &none, false).unwrap();
+    assert_eq!((removed.untagged, removed.deleted), (vec![(name("beta"), tag("1"))], Vec::new()));
+    // One name is left, and what nothing names goes with it.
+    put_image(&store, "zeta", &[], b"one");
+    let removed = store.remove_image_by_id(&by_id, &none, false).unwrap();
+    assert_eq!((removed.untagged, removed.deleted), (vec![(name("alpha"), tag("1"))], vec![digest]));
+    assert_eq!(left(&store), [""; 0]);
+    for repository in ["a", "b"] {
+        put_image(&store, repository, &["1", "2"], b"one");
+    }
+    let removed = store.remove_image_by_id(&by_id, &none, true).unwrap();
+    assert_eq!((removed.untagged.len(), removed.deleted), (4, vec![digest]));
+    assert_eq!(blobs(&store), 0);
 }
 
 #[test]

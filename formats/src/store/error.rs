@@ -197,6 +197,14 @@ pub enum StoreError {
         /// The first such tag.
         tag: Tag,
     },
+    /// An image that was given by its id has several names.
+    #[error("image {digest} is referenced {}: remove one by its name, or all with --force", named_by(names))]
+    SeveralNames {
+        /// The manifest.
+        digest: Digest,
+        /// All of them.
+        names: Vec<String>,
+    },
     /// Something holds on to the image.
     #[error("image {digest} is in use by {holder}")]
     InUse {
@@ -205,6 +213,17 @@ pub enum StoreError {
         /// Who holds it.
         holder: String,
     },
+}
+
+/// Docker's words, with the names.
+fn named_by(names: &[String]) -> String {
+    let repository = |name: &String| name.rsplit_once(':').map(|(repository, _)| repository.to_owned());
+    let several = names.iter().any(|name| repository(name) != repository(&names[0]));
+    format!(
+        "{} ({})",
+        if several { "in multiple repositories" } else { "by several names" },
+        names.join(", ")
+    )
 }
 
 impl StoreError {

@@ -10,9 +10,8 @@ use rusqlite::{Connection, params};
 use super::Store;
 use super::error::StoreError;
 use super::images::ResolvedImage;
-use super::metadata::{Durability, now, parsed, rows, run, text};
+use super::metadata::{Durability, first, now, parsed, rows, run, text};
 use super::prune::{InUse, remove_if_unneeded};
-use super::repository::find_repository;
 use crate::digest::Digest;
 use crate::reference::{ImageName, Tag};
 
@@ -21,23 +20,35 @@ use crate::reference::{ImageName, Tag};
 pub struct Removed {
     /// Names removed.
     pub untagged: Vec<(ImageName, Tag)>,
-    /// Manifests removed.
+    /// Manifests that the store does not have any more.
     pub deleted: Vec<Digest>,
     /// Bytes freed.
     pub bytes: u64,
 }
 
 impl Store {
-    /// Removes what [`Store::resolve`] or [`Store::resolve_text`] found: one tag if it was found by a tag, the
-    /// image with all its tags otherwise. Without `force`, an image that is held, or that has several names and
-    /// was given by its id, is an error ([`StoreError::InUse`]).
+    /// Removes what [`Store::resolve`] or [`Store::resolve_text`] found, in its repository alone: one tag if it was found
+    /// by a tag, the image with all its tags otherwise. Without `force`, an image that is held
+    /// ([`StoreError::InUse`]), or that has several names and was not given by one ([`StoreError::SeveralNames`]), is
+    /// an error.
     pub fn remove_image(
         &self,
         image: &ResolvedImage,
         in_use: &InUse,
         force: bool,
     ) -> Result<Removed, StoreError> {
-        self.with_reserve(|| self.remove_image_now(image, in_use, force))
+        self.with_reserve(|| self.remove_image_now(image, in_use, force, false))
+    }
+
+    /// As [`Store::remove_image`], of an image that was given by its id: what nothing names goes from every repository,
+    /// and several names in whichever repositories are several names.
+    pub fn remove_image_by_id(
+        &self,
+        image: &ResolvedImage,
+        in_use: &InUse,
+        force: bool,
+    ) -> Result<Removed, StoreError> {
+        self.with_reserve(|| self.remove_image_now(image, in_use, force, true))
     }
 
     fn remove_image_now(
@@ -45,35 +56,80 @@ impl Store {
         image: &ResolvedImage,
         in_use: &InUse,
         force: bool,
+        everywhere: bool,
     ) -> Result<Removed, StoreError> {
         let mut removed = Removed::default();
         let given_up = self.metadata().write(Durability::Durable, "remove an image", |transaction| {
             let failed = || StoreError::sql("remove an image");
-            let Some(id) = find_repository(transaction, &image.name).map_err(failed())? else {
+            let places = places(transaction, image, everywhere).map_err(failed())?;
+            if places.is_empty() {
                 return Err(StoreError::ImageUnknown(image.digest.to_string()));
-            };
-            let tags = tags_on(transaction, id, &image.digest).map_err(failed())?;
-            let doomed: Vec<Tag> = match &image.tag {
-                Some(tag) => vec![tag.clone()],
-                None => tags.clone(),
-            };
+            }
             if !force {
-                check_free(transaction, id, image, &tags, &doomed, in_use)?;
+                check_free(transaction, image, &places, in_use)?;
             }
-            for tag in doomed {
-                let sql = "DELETE FROM tag WHERE repository_id = ?1 AND name = ?2 AND digest = ?3";
-                run(transaction, sql, params![id, tag.as_str(), text(&image.digest)]).map_err(failed())?;
-                removed.untagged.push((image.name.clone(), tag));
+            let mut given_up = Vec::with_capacity(places.len());
+            for place in &places {
+                for tag in place.doomed(image) {
+                    let sql = "DELETE FROM tag WHERE repository_id = ?1 AND name = ?2 AND digest = ?3";
+                    run(transaction, sql, params![place.id, tag.as_str(), text(&image.digest)])
+                        .map_err(failed())?;
+                    removed.untagged.push((place.name.clone(), tag.clone()));
+                }
+                let mut blobs = BTreeSet::new();
+                remove_cascade(transaction, place.id, &image.digest, &mut removed.deleted, &mut blobs)?;
+                given_up.push((place.id, blobs));
             }
-            let mut blobs = BTreeSet::new();
-            remove_cascade(transaction, id, &image.digest, &mut removed.deleted, &mut blobs)?;
-            Ok((id, blobs))
+            // What another repository has is not deleted.
+            let mut gone = Vec::with_capacity(removed.deleted.len());
+            for digest in &removed.deleted {
+                let sql = "SELECT 1 FROM manifest WHERE digest = ?1 LIMIT 1";
+                if first(transaction, sql, [text(digest)], |_| Ok(())).map_err(failed())?.is_none() {
+                    gone.push(*digest);
+                }
+            }
+            let taken = std::mem::replace(&mut removed.deleted, gone);
+            removed.deleted.dedup();
+            Ok((given_up, taken))
         })?;
-        let (repository, mut digests) = given_up;
-        digests.extend(removed.deleted.iter().copied());
-        removed.bytes = self.collect_given_up(repository, &digests)?.bytes;
+        let (given_up, taken) = given_up;
+        for (repository, mut digests) in given_up {
+            digests.extend(taken.iter().copied());
+            removed.bytes += self.collect_given_up(repository, &digests)?.bytes;
+        }
         Ok(removed)
     }
+}
+
+/// A repository that has the image.
+struct Place {
+    id: i64,
+    name: ImageName,
+    /// All its tags there.
+    tags: Vec<Tag>,
+}
+
+impl Place {
+    /// The tags to be removed.
+    fn doomed<'p>(&'p self, image: &'p ResolvedImage) -> &'p [Tag] {
+        match &image.tag {
+            Some(tag) => std::slice::from_ref(tag),
+            None => &self.tags,
+        }
+    }
+}
+
+/// The repository that the image was found in, or every one that has it, by name.
+fn places(connection: &Connection, image: &ResolvedImage, everywhere: bool) -> rusqlite::Result<Vec<Place>> {
+    let sql = "SELECT repository.id, repository.name FROM repository JOIN manifest
+               ON manifest.repository_id = repository.id
+               WHERE manifest.digest = ?1 AND (?2 OR repository.name = ?3) ORDER BY repository.name";
+    let found =
+        rows(connection, sql, params![text(&image.digest), everywhere, image.name.as_str()], |row| {
+            Ok((row.get::<_, i64>(0)?, parsed(row, 1)?))
+        })?;
+    let place = |(id, name)| Ok(Place { id, name, tags: tags_on(connection, id, &image.digest)? });
+    found.into_iter().map(place).collect()
 }
 
 fn tags_on(connection: &Connection, id: i64, digest: &Digest) -> rusqlite::Result<Vec<Tag>> {
@@ -84,21 +140,25 @@ fn tags_on(connection: &Connection, id: i64, digest: &Digest) -> rusqlite::Resul
 /// Refuses to take away what somebody uses, or several names at once.
 fn check_free(
     connection: &Connection,
-    repository: i64,
     image: &ResolvedImage,
-    tags: &[Tag],
-    doomed: &[Tag],
+    places: &[Place],
     in_use: &InUse,
 ) -> Result<(), StoreError> {
-    let used_by = |holder| Err(StoreError::InUse { digest: image.digest, holder });
-    if image.tag.is_none() && doomed.len() > 1 {
-        let names = doomed.iter().map(|tag| format!("{}:{tag}", image.name)).collect::<Vec<_>>();
-        return used_by(format!("several names ({}): remove these, or force it", names.join(", ")));
+    let names = |place: &Place| -> Vec<String> {
+        place.doomed(image).iter().map(|tag| format!("{}:{tag}", place.name)).collect()
+    };
+    let names: Vec<String> = places.iter().flat_map(names).collect();
+    if image.tag.is_none() && names.len() > 1 {
+        return Err(StoreError::SeveralNames { digest: image.digest, names });
     }
-    if tags.iter().all(|tag| doomed.contains(tag)) {
+    let used_by = |holder| Err(StoreError::InUse { digest: image.digest, holder });
+    for place in places {
+        if !place.tags.iter().all(|tag| place.doomed(image).contains(tag)) {
+            continue;
+        }
         let failed = || StoreError::sql("remove an image");
-        if let Some(holder) = in_use.holder(connection, repository, &image.digest).map_err(failed())? {
-            return used_by(format!("{holder}: wait for its end, or force it"));
+        if let Some(holder) = in_use.holder(connection, place.id, &image.digest).map_err(failed())? {
+            return used_by(format!("{holder}: wait for its end, or use --force"));
         }
         // Nothing would be left to start what the holder holds again.
         let sql = "SELECT holder FROM lease WHERE expires_at IS NULL AND (digest = ?1 OR digest IN
@@ -107,7 +167,7 @@ fn check_free(
         let holders = rows(connection, sql, [text(&image.digest)], |row| row.get::<_, String>(0));
         let holders = holders.map_err(failed())?;
         if let Some(holder) = holders.into_iter().next() {
-            return used_by(format!("{holder}: remove that first, or force it"));
+            return used_by(format!("{holder}: remove that first, or use --force"));
         }
     }
     Ok(())
