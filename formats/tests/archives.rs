@@ -334,3 +334,28 @@ fn platforms_as_indexes_spell_them() {
         assert_eq!(chosen.digest, Digest::sha256(&amd.manifest), "{entries:?}");
     }
 }
+
+/// As `skopeo copy … dir:` and `podman save --format docker-dir` write them.
+#[test]
+fn directories_of_one_image_load() {
+    let (amd, arm) = (image("amd64"), image("arm64"));
+    let list = index(&[on(amd.entry(), "amd64"), on(arm.entry(), "arm64")]);
+    for several in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, content: &[u8]| std::fs::write(folder.path().join(name), content).unwrap();
+        put("version", b"Directory Transport Version: 1.1\n");
+        put("manifest.json", if several { &list } else { &amd.manifest });
+        put(&format!("{}.manifest.json", Digest::sha256(&amd.manifest).hex()), &amd.manifest);
+        amd.blobs.iter().for_each(|blob| put(&Digest::sha256(blob).hex(), blob));
+        let (_directory, there) = store();
+        let options = LoadOptions { name: Some("my/app".parse().unwrap()), on_event: None };
+        let loaded = archive::load_directory(&there, folder.path(), &options).unwrap();
+        assert_eq!(loaded.len(), 1);
+        assert_eq!(architecture(&there, "my/app", "linux/amd64").unwrap(), "amd64");
+        let blob = folder.path().join(Digest::sha256(&amd.blobs[1]).hex());
+        std::fs::remove_file(&blob).unwrap();
+        std::fs::write(&blob, b"another").unwrap();
+        let (_directory, there) = store();
+        assert!(archive::load_directory(&there, folder.path(), &options).is_err());
+    }
+}

@@ -1,7 +1,8 @@
 //! `rimg inspect`: everything the store knows of images, as JSON.
 
-use rimg_formats::manifest::ManifestOrIndex;
+use rimg_formats::manifest::{Manifest, ManifestOrIndex};
 use rimg_formats::platform::Platform;
+use rimg_formats::store::StoreError;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -31,18 +32,39 @@ pub(crate) fn run(session: &Session, args: InspectArgs) -> Result<(), Failure> {
             "digest": resolved.digest,
             "mediaType": resolved.media_type,
         });
-        if let ManifestOrIndex::Index(index) = store.manifest(&resolved.digest)? {
-            value["index"] = raw(index.raw())?;
+        match store.manifest(&resolved.digest)? {
+            ManifestOrIndex::Index(index) => value["index"] = raw(index.raw())?,
+            // An artifact is its manifest: there is nothing to run in it.
+            ManifestOrIndex::Manifest(manifest) if !manifest.is_image() => {
+                value["artifactType"] = json!(manifest.artifact_type());
+                value["manifestDigest"] = json!(resolved.digest);
+                value["manifest"] = raw(manifest.raw())?;
+                value["size"] = json!(bytes(&manifest));
+                all.push(value);
+                continue;
+            }
+            ManifestOrIndex::Manifest(_) => {}
         }
-        let image = store.image(&resolved.digest, args.platform.as_ref())?;
+        let image = match store.image(&resolved.digest, args.platform.as_ref()) {
+            // An index without a variant for this machine, or of something else than images.
+            Err(StoreError::PlatformUnavailable { .. }) if args.platform.is_none() => {
+                all.push(value);
+                continue;
+            }
+            image => image?,
+        };
         value["platform"] = json!(image.config.platform.to_string());
         value["manifestDigest"] = json!(image.digest);
         value["manifest"] = raw(image.manifest.raw())?;
         value["configDigest"] = json!(image.manifest.config().digest);
         value["config"] = serde_json::to_value(&image.config)?;
-        value["size"] =
-            json!(image.manifest.layers().iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size)));
+        value["size"] = json!(bytes(&image.manifest));
         all.push(value);
     }
     print_json(&all)
+}
+
+/// Bytes of a manifest's layers, which may say anything.
+fn bytes(manifest: &Manifest) -> u64 {
+    manifest.layers().iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size))
 }

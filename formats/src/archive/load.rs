@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
 use std::path::Path;
 
+use super::directory::DirectorySource;
 use super::{DOCKER_MANIFEST_FILE, DockerImage, docker};
 use crate::compression::Compression;
 use crate::descriptor::Descriptor;
@@ -243,12 +244,18 @@ fn follow(path: &str, target: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// Loads every image of an OCI layout directory into the store.
+/// Loads every image of an OCI layout directory, or the one of a `dir:` directory, into the store.
 pub fn load_directory(
     store: &Store,
     directory: &Path,
     options: &LoadOptions<'_>,
 ) -> Result<Vec<Loaded>, TransferError> {
+    if DirectorySource::is_one(directory) {
+        let source = DirectorySource::open(directory)?;
+        let entry = Descriptor::new("", source.digest(), source.size());
+        let index = Index::build(vec![entry], BTreeMap::new());
+        return load_layout(store, &source, &index, &[], options, options.on_event);
+    }
     let source = LayoutSource::open(directory)?;
     load_layout(store, &source, source.index(), &[], options, options.on_event)
 }

@@ -11,6 +11,7 @@
 //! kind, and what `docker save` wrote before it knew the OCI (layers under names of their own), compressed or
 //! not, from a pipe: blobs go into the store as they come by, names are given at the end.
 
+mod directory;
 mod docker;
 mod load;
 mod write;
