@@ -1,8 +1,7 @@
 //! What commands that talk to registries share: the client, pulling into the store, and showing a copy's progress.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rimg_formats::descriptor::Descriptor;
 use rimg_formats::digest::Digest;
@@ -12,10 +11,11 @@ use rimg_formats::store::Store;
 use rimg_formats::transfer::{
     CopyOptions, Event, Platforms, RepositorySink, TransferError, Version, copy_image,
 };
-use rimg_registry::client::{Client, ClientError, ClientOptions, PlainHttp};
+use rimg_registry::client::{Client, ClientError, ClientOptions, OnWarning, PlainHttp};
 
 use crate::failure::Failure;
 use crate::progress::{Change, Display, Mode, Outcome};
+use crate::terminal::{harmless, note};
 use crate::units;
 
 /// Flags of every command that talks to registries.
@@ -39,7 +39,8 @@ impl RemoteArgs {
     /// How the client is to behave.
     pub(crate) fn client_options(&self) -> ClientOptions {
         let plain_http = if self.plain_http { PlainHttp::Always } else { PlainHttp::default() };
-        ClientOptions { plain_http, ..ClientOptions::default() }
+        let on_warning = OnWarning(Arc::new(|problem| note(&format!("warning: {}", harmless(problem)))));
+        ClientOptions { plain_http, on_warning: Some(on_warning), ..ClientOptions::default() }
     }
 
     /// A display as the flags ask for.

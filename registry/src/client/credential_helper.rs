@@ -2,8 +2,8 @@
 //! with the registry (or a JSON object) on standard input and a JSON object on standard output.
 //!
 //! The name comes from a configuration file and must be a plain word, so that it cannot name another program.
-//! A helper gets limited time and may answer only so much. What it prints is never shown, apart from its
-//! refusals, since it may hold secrets.
+//! A helper gets limited time and may answer only so much. What it prints to standard output is never
+//! shown, apart from its refusals, since it may hold secrets; its standard error is the caller's, as docker has it.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -97,7 +97,8 @@ impl Helper {
             .arg(action)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            // What it says there is for the user: a prompt to touch a key, or why it fails.
+            .stderr(Stdio::inherit())
             .spawn()
             .map_err(|error| self.failed(&format!("{}: {error}", self.program.display())))?;
         let output = self.converse(&mut child, input.to_vec());

@@ -110,6 +110,15 @@ impl Credential {
     }
 }
 
+/// What [`AuthFiles::lookup`] found.
+#[derive(Debug, Default)]
+pub struct LookedUp {
+    /// The credential.
+    pub credential: Option<Credential>,
+    /// Files and helpers that could not be used.
+    pub problems: Vec<CredentialError>,
+}
+
 /// Where [`AuthFiles::save`] put a credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SavedIn {
@@ -161,19 +170,26 @@ impl AuthFiles {
         AuthFiles { lookup: lookup.into_iter().flatten().collect(), own, helper_path: variable("PATH") }
     }
 
-    /// The credential for `repository` (or the whole registry) at `host`, if one is kept.
-    pub fn lookup(
-        &self,
-        host: &RegistryHost,
-        repository: Option<&RepositoryName>,
-    ) -> Result<Option<Credential>, CredentialError> {
+    /// The credential for `repository` (or the whole registry) at `host`, if one is kept. A file or helper that cannot be
+    /// used is a problem to tell, and those behind it are asked: the registry may need no credentials at all.
+    pub fn lookup(&self, host: &RegistryHost, repository: Option<&RepositoryName>) -> LookedUp {
+        let mut looked_up = LookedUp::default();
         for path in &self.lookup {
-            let Some(file) = AuthFile::read(path)? else { continue };
-            if let Some(found) = file.lookup(path, host, repository, self.helper_path.as_deref())? {
-                return Ok(Some(found));
+            let found = match AuthFile::read(path) {
+                Ok(Some(file)) => file.lookup(path, host, repository, self.helper_path.as_deref()),
+                Ok(None) => Ok(None),
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(Some(credential)) => {
+                    looked_up.credential = Some(credential);
+                    break;
+                }
+                Ok(None) => {}
+                Err(problem) => looked_up.problems.push(problem),
             }
         }
-        Ok(None)
+        looked_up
     }
 
     /// Keeps `credential` for `host` in rimg's own file, or in the helper which that file names. The file is
@@ -211,7 +227,8 @@ impl AuthFiles {
         }
         let mut others = Vec::new();
         for path in self.lookup.iter().filter(|path| *path != own) {
-            let Some(file) = AuthFile::read(path)? else { continue };
+            // What cannot be read is not told from here.
+            let Ok(Some(file)) = AuthFile::read(path) else { continue };
             let listed =
                 file.auths.iter().flatten().any(|(key, entry)| means_host(key, host) && !entry.is_empty());
             if listed || file.helper_for(host).is_some() {
@@ -260,11 +277,12 @@ fn fit(key: &str, host: &RegistryHost, repository: Option<&RepositoryName>) -> O
 #[derive(Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AuthFile {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "null_entries")]
     auths: Option<BTreeMap<String, AuthEntry>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     creds_store: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// `null`, as Go programs take it, is an empty name: none.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "null_entries")]
     cred_helpers: Option<BTreeMap<String, String>>,
     #[serde(flatten)]
     unknown: serde_json::Map<String, serde_json::Value>,
@@ -272,18 +290,34 @@ struct AuthFile {
 
 #[derive(Default, Deserialize, Serialize)]
 struct AuthEntry {
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "null_text")]
     auth: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "null_text")]
     username: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "null_text")]
     password: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "null_text")]
     identitytoken: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "null_text")]
     registrytoken: String,
     #[serde(flatten)]
     unknown: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A map in which `null` stands for an empty value: Go programs write and take it.
+fn null_entries<'de, D, T>(deserializer: D) -> Result<Option<BTreeMap<String, T>>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    let entries = Option::<BTreeMap<String, Option<T>>>::deserialize(deserializer)?;
+    Ok(entries
+        .map(|entries| entries.into_iter().map(|(key, entry)| (key, entry.unwrap_or_default())).collect()))
+}
+
+/// A text for which `null` may stand.
+fn null_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl AuthFile {
@@ -314,7 +348,7 @@ impl AuthFile {
 
     fn helper_for(&self, host: &RegistryHost) -> Option<&str> {
         let mut helpers = self.cred_helpers.iter().flatten();
-        helpers.find(|(key, _)| means_host(key, host)).map(|(_, name)| name.as_str())
+        helpers.find(|(key, name)| means_host(key, host) && !name.is_empty()).map(|(_, name)| name.as_str())
     }
 
     fn lookup(

@@ -8,7 +8,7 @@ use rimg_formats::reference::{DOCKER_HUB, DOCKER_HUB_HOST, RegistryHost};
 use super::credentials::{AuthFiles, Credential, SavedIn};
 use super::error::ClientError;
 use super::session::Access;
-use super::wire::Request;
+use super::wire::{Request, refuse_page};
 use super::{Client, ClientOptions, CredentialSource};
 
 /// What `login` did.
@@ -46,7 +46,7 @@ impl Client {
         self.run(async {
             let session = self.session(&host).await?;
             let request = Request::new(Method::GET, session.endpoint.root(), "the registry");
-            session.send(&Access::identity(), &request).await.map(drop)
+            refuse_page(&session.send(&Access::identity(), &request).await?, &request.what)
         })
     }
 

@@ -13,7 +13,7 @@ use rimg_formats::reference::RepositoryName;
 
 use super::error::ClientError;
 use super::session::{Access, Session};
-use super::wire::{Request, host_of, protocol};
+use super::wire::{Request, host_of, protocol, refuse_page};
 
 /// The header with the digest of what is sent.
 const CONTENT_DIGEST: &str = "docker-content-digest";
@@ -37,6 +37,7 @@ pub(super) async fn get(
 ) -> Result<Received, ClientError> {
     let request = request(session, Method::GET, name, version);
     let response = session.send(access, &request).await?;
+    refuse_page(&response, &request.what)?;
     let media_type = content_type(&response);
     let (host, claimed) = (host_of(response.url()), claimed_digest(response.headers()));
     let raw = session.wire.read(response, &request.what, MANIFEST_BYTES_MAX).await?;

@@ -7,7 +7,7 @@
 //! | `manifests`, `download`, `upload`, `listing`, `referrers` | the requests of the protocol |
 //! | `session`, `challenge`, `token` | who is asking: challenges, tokens, `Authorization` |
 //! | `credentials`, `credential_helper`, `login` | where passwords are kept |
-//! | `wire`, `endpoint`, `retry`, `tls`, `pipe` | exchanges: connections, redirects, limits, retries, trust |
+//! | `wire`, `endpoint`, `no_proxy`, `retry`, `tls`, `pipe` | exchanges: connections, redirects, limits, retries, trust |
 //! | `error`, `diagnosis` | what went wrong, and what helps |
 //!
 //! From the outside everything is synchronous and may be called from any number of threads, though not from
@@ -24,6 +24,7 @@ mod listing;
 mod login;
 mod manifests;
 mod names;
+mod no_proxy;
 mod pipe;
 mod referrers;
 mod repository;
@@ -99,6 +100,16 @@ pub enum CredentialSource {
     Files(AuthFiles),
 }
 
+/// Called with a warning, from any thread.
+#[derive(Clone)]
+pub struct OnWarning(pub Arc<dyn Fn(&str) + Send + Sync>);
+
+impl std::fmt::Debug for OnWarning {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("OnWarning")
+    }
+}
+
 /// How a [`Client`] behaves.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
@@ -106,6 +117,8 @@ pub struct ClientOptions {
     pub plain_http: PlainHttp,
     /// Where credentials are found.
     pub credentials: CredentialSource,
+    /// Told of files and helpers that cannot be used, in words for the user. The registry may need no credentials.
+    pub on_warning: Option<OnWarning>,
     /// The `User-Agent` header.
     pub user_agent: String,
     /// How often failed requests are repeated.
@@ -127,6 +140,7 @@ impl Default for ClientOptions {
         ClientOptions {
             plain_http: PlainHttp::default(),
             credentials: CredentialSource::Files(AuthFiles::from_environment()),
+            on_warning: None,
             user_agent: concat!("rimg/", env!("CARGO_PKG_VERSION")).to_owned(),
             retry: RetryPolicy::default(),
             ca_files: Vec::new(),

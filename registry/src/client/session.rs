@@ -12,13 +12,13 @@ use reqwest::{Response, StatusCode};
 use rimg_formats::reference::RepositoryName;
 use tokio::sync::Mutex;
 
-use super::CredentialSource;
 use super::challenge::{self, Bearer, Challenge};
-use super::credentials::Credential;
+use super::credentials::{Credential, CredentialError};
 use super::endpoint::Endpoint;
 use super::error::{ClientError, sanitise};
 use super::token::{self, Token};
 use super::wire::{Request, Retries, Wire};
+use super::{CredentialSource, OnWarning};
 
 /// Most scopes asked for at once; a mount needs two.
 const SCOPES_MAX: usize = 16;
@@ -120,6 +120,8 @@ struct Memory {
     challenge: Option<Challenge>,
     credentials: HashMap<Option<RepositoryName>, Option<Credential>>,
     tokens: HashMap<Scopes, Token>,
+    /// Problems with credentials that the user was told of.
+    warned: BTreeSet<String>,
 }
 
 impl Session {
@@ -258,6 +260,17 @@ impl Session {
         Ok(header)
     }
 
+    /// Tells each problem once.
+    fn warn(&self, memory: &mut Memory, problems: &[CredentialError]) {
+        for problem in problems.iter().map(ToString::to_string) {
+            if memory.warned.insert(problem.clone())
+                && let Some(OnWarning(tell)) = &self.wire.options.on_warning
+            {
+                tell(&problem);
+            }
+        }
+    }
+
     async fn credential(
         &self,
         memory: &mut Memory,
@@ -275,9 +288,10 @@ impl Session {
                 let (files, host) = (files.clone(), self.endpoint.host.clone());
                 let repository = access.repository.clone();
                 // A helper program may take its time.
-                tokio::task::spawn_blocking(move || files.lookup(&host, repository.as_ref()))
-                    .await
-                    .map_err(|error| ClientError::Setup(error.to_string()))??
+                let looked_up = tokio::task::spawn_blocking(move || files.lookup(&host, repository.as_ref()));
+                let found = looked_up.await.map_err(|error| ClientError::Setup(error.to_string()))?;
+                self.warn(memory, &found.problems);
+                found.credential
             }
         };
         memory.credentials.insert(access.repository.clone(), found.clone());

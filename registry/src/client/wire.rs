@@ -5,14 +5,16 @@
 //! coming. What is limited is the time without any progress.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Client as HttpClient, Method, Response, StatusCode, Url};
+use rimg_formats::compression::{Compression, decoder};
 use rimg_formats::reference::RegistryHost;
 
 use super::ClientOptions;
@@ -20,6 +22,7 @@ use super::diagnosis::{innermost, network};
 use super::endpoint::{self, same_origin};
 use super::error::{ClientError, message_of, sanitise};
 use super::names::SystemResolver;
+use super::no_proxy::NoProxy;
 use super::retry;
 use super::tls;
 
@@ -75,12 +78,14 @@ enum Pool {
 pub(super) struct Wire {
     pub(super) options: ClientOptions,
     resolver: SystemResolver,
+    no_proxy: NoProxy,
     pools: Mutex<HashMap<(Pool, bool), HttpClient>>,
 }
 
 impl Wire {
     pub(super) fn new(options: ClientOptions) -> Wire {
-        Wire { options, resolver: SystemResolver::default(), pools: Mutex::new(HashMap::new()) }
+        let (resolver, no_proxy) = (SystemResolver::default(), NoProxy::from_environment());
+        Wire { options, resolver, no_proxy, pools: Mutex::new(HashMap::new()) }
     }
 
     /// The folder of certificates for `host`, as docker and podman keep them.
@@ -99,17 +104,19 @@ impl Wire {
             _ if loopback => Pool::Loopback,
             _ => Pool::Plain,
         };
+        let direct = loopback || self.no_proxy.covers(url);
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (pool, loopback);
+        let key = (pool, direct);
         if let Some(client) = pools.get(&key) {
             return Ok(client.clone());
         }
-        let client = self.new_pool(&key.0, loopback)?;
+        let client = self.new_pool(&key.0, direct)?;
         pools.insert(key, client.clone());
         Ok(client)
     }
 
-    fn new_pool(&self, pool: &Pool, loopback: bool) -> Result<HttpClient, ClientError> {
+    /// `direct` ones use no proxy.
+    fn new_pool(&self, pool: &Pool, direct: bool) -> Result<HttpClient, ClientError> {
         let files = &self.options.ca_files;
         let tls = match pool {
             Pool::Loopback | Pool::Plain => tls::trust_nobody(),
@@ -128,7 +135,7 @@ impl Wire {
             .dns_resolver(self.resolver.clone())
             // A name that needs no server, and must not be asked of one.
             .resolve_to_addrs("localhost", &here);
-        if loopback {
+        if direct {
             builder = builder.no_proxy();
         }
         builder.build().map_err(|error| ClientError::Setup(innermost(&error)))
@@ -195,7 +202,7 @@ impl Wire {
         }
     }
 
-    /// A whole body of at most `limit_bytes`.
+    /// A whole document of at most `limit_bytes`. Some servers compress unasked.
     pub(super) async fn read(
         &self,
         mut response: Response,
@@ -214,7 +221,11 @@ impl Wire {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(body)
+        let refused = |reason: String| protocol(response.url(), what, reason);
+        match decoded(body, response.headers(), limit_bytes).map_err(refused)? {
+            Some(body) => Ok(body),
+            None => Err(too_large),
+        }
     }
 
     /// The error that a status other than success means.
@@ -244,6 +255,24 @@ impl Wire {
             status @ 400..=499 => ClientError::Refused { host, what, status, detail },
             status @ 500..=599 => ClientError::ServerFailed { host, what, status, detail },
             other => ClientError::Protocol { host, what, reason: format!("status {other} is not expected") },
+        }
+    }
+}
+
+/// A body as it was before the server compressed it for the way; `None` when it is larger than `limit_bytes`.
+fn decoded(body: Vec<u8>, headers: &HeaderMap, limit_bytes: usize) -> Result<Option<Vec<u8>>, String> {
+    let encoding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or("").trim();
+    match encoding.to_ascii_lowercase().as_str() {
+        "" | "identity" => Ok(Some(body)),
+        "gzip" | "x-gzip" => {
+            let mut decoded = Vec::new();
+            let plain = decoder(Compression::Gzip, Box::new(body.as_slice()));
+            let read = plain.take(limit_bytes as u64 + 1).read_to_end(&mut decoded);
+            read.map_err(|error| format!("its `Content-Encoding: gzip` is not valid: {error}"))?;
+            Ok(Some(decoded).filter(|decoded| decoded.len() <= limit_bytes))
+        }
+        other => {
+            Err(format!("it is sent as `Content-Encoding: {}`, which was not asked for", sanitise(other)))
         }
     }
 }
@@ -283,6 +312,21 @@ impl<'a> Retries<'a> {
             _ => return Err(error),
         }
         Ok(None)
+    }
+}
+
+/// Refuses a web page in place of what was asked for: a login page of the network, or a server that is no registry and
+/// answers everything with 200.
+pub(super) fn refuse_page(response: &Response, what: &str) -> Result<(), ClientError> {
+    let content_type =
+        response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    match content_type.trim_start().to_ascii_lowercase().starts_with("text/html") {
+        true => Err(protocol(
+            response.url(),
+            what,
+            "it answered with a web page: it is no registry, or a login page or proxy stands in between",
+        )),
+        false => Ok(()),
     }
 }
 
@@ -327,4 +371,20 @@ pub(super) fn protocol(url: &Url, what: &str, reason: impl Into<String>) -> Clie
 pub(super) fn host_of(url: &Url) -> String {
     let port = url.port().map_or(String::new(), |port| format!(":{port}"));
     sanitise(&format!("{}{port}", url.host_str().unwrap_or_default()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_is_bounded_as_it_was_before_it_was_compressed() {
+        // Nineteen bytes.
+        const GZIP: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xab\x56\x2a\x4e\xce\x48\xcd\x4d\x0c\x4b\x2d\x2a\xce\xcc\xcf\x53\xb2\x32\xaa\x05\x00\xc6\xf8\x27\x72\x13\x00\x00\x00";
+        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static("gzip"))]);
+        assert_eq!(decoded(GZIP.to_vec(), &headers, 19).unwrap().unwrap().len(), 19);
+        assert_eq!(decoded(GZIP.to_vec(), &headers, 18).unwrap(), None);
+        assert_eq!(decoded(GZIP.to_vec(), &HeaderMap::new(), 18).unwrap().unwrap(), GZIP);
+    }
 }

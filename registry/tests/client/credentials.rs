@@ -5,10 +5,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rimg_registry::client::{AuthFiles, Client, ClientError, Credential, SavedIn, Secret};
+use rimg_formats::reference::Tag;
+use rimg_registry::client::{
+    AuthFiles, Client, ClientError, ClientOptions, Credential, CredentialSource, OnWarning, SavedIn, Secret,
+};
 use tempfile::TempDir;
 
 use crate::fake::{Answer, Fake, options};
@@ -52,11 +56,15 @@ impl Home {
     }
 
     fn lookup(&self, host: &str) -> Option<Credential> {
-        self.files().lookup(&host.parse().unwrap(), None).unwrap()
+        let looked_up = self.files().lookup(&host.parse().unwrap(), None);
+        assert!(looked_up.problems.is_empty(), "{:?}", looked_up.problems);
+        looked_up.credential
     }
 
     fn failure(&self, host: &str) -> String {
-        self.files().lookup(&host.parse().unwrap(), None).unwrap_err().to_string()
+        let looked_up = self.files().lookup(&host.parse().unwrap(), None);
+        assert_eq!(looked_up.credential, None);
+        looked_up.problems.iter().map(ToString::to_string).collect()
     }
 }
 
@@ -105,9 +113,8 @@ fn entries_in_every_shape() {
     for (repository, name) in
         [("team/app", "app"), ("team/app/x", "app"), ("team/apple", "team"), ("teams/app", "whole")]
     {
-        let found =
-            home.files().lookup(&"r.io".parse().unwrap(), Some(&repository.parse().unwrap())).unwrap();
-        assert_eq!(found, password(name), "{repository}");
+        let found = home.files().lookup(&"r.io".parse().unwrap(), Some(&repository.parse().unwrap()));
+        assert_eq!(found.credential, password(name), "{repository}");
     }
 }
 
@@ -146,6 +153,60 @@ fn files_that_cannot_be_understood_are_named_without_their_secrets() {
     }
     fs::write(home.folder.path().join(".docker/config.json"), vec![b' '; 5 << 20]).unwrap();
     assert!(home.failure("r.io").contains("larger than"));
+}
+
+#[test]
+fn null_is_nothing_as_for_go_programs() {
+    let home = Home::new();
+    for text in [
+        r#"{"auths":{"r.io":{"auth":null,"username":null,"password":null}}}"#,
+        r#"{"auths":{"r.io":null}}"#,
+        r#"{"auths":{"r.io":{"identitytoken":null,"registrytoken":null}}}"#,
+        r#"{"credHelpers":{"r.io":null}}"#,
+        r#"{"credHelpers":{"r.io":""}}"#,
+        r#"{"credsStore":""}"#,
+    ] {
+        home.docker(text);
+        assert_eq!(home.lookup("r.io"), None, "{text}");
+    }
+}
+
+/// A registry that needs no credentials is reached although those of the user cannot be read.
+#[test]
+fn what_cannot_be_used_is_a_warning_and_the_registry_decides() {
+    let home = Home::new();
+    home.write(".config/containers/auth.json", r#"{"credsStore":"nothere"}"#);
+    fs::create_dir_all(home.folder.path().join(".docker/config.json")).unwrap();
+    let warnings = Arc::new(Mutex::new(Vec::new()));
+    let told = warnings.clone();
+    let on_warning = OnWarning(Arc::new(move |warning: &str| told.lock().unwrap().push(warning.to_owned())));
+    let repository = |fake: &Fake| {
+        let credentials = CredentialSource::Files(home.files());
+        let options = ClientOptions { credentials, on_warning: Some(on_warning.clone()), ..options() };
+        Client::new(options).repository(&fake.reference())
+    };
+    // Nobody asks who it is: nothing is looked up.
+    let open = Fake::start(|_| Answer::ok(r#"{"schemaVersion":2}"#));
+    repository(&open).manifest_by_tag(&Tag::latest()).unwrap();
+    assert_eq!(*warnings.lock().unwrap(), [""; 0]);
+    // The registry gives tokens to anybody.
+    let anonymous = Fake::start(|asked| match asked.line().as_str() {
+        "GET /token" => Answer::ok(r#"{"token":"anyone"}"#),
+        _ if asked.header("authorization") == "Bearer anyone" => Answer::ok(r#"{"schemaVersion":2}"#),
+        _ => {
+            let realm = format!("Bearer realm=\"http://{}/token\",service=\"s\"", asked.header("host"));
+            Answer::status(401).with("www-authenticate", realm)
+        }
+    });
+    let pulled = repository(&anonymous);
+    pulled.manifest_by_tag(&Tag::latest()).unwrap();
+    pulled.manifest_by_tag(&Tag::latest()).unwrap();
+    let told = std::mem::take(&mut *warnings.lock().unwrap());
+    assert_eq!(told.len(), 2, "each once: {told:?}");
+    assert!(told[0].contains("docker-credential-nothere") && told[1].contains("config.json"), "{told:?}");
+    let closed = Fake::start(|_| Answer::status(401).with("www-authenticate", "Basic realm=\"r\""));
+    let error = repository(&closed).manifest_by_tag(&Tag::latest()).unwrap_err();
+    assert!(matches!(error, ClientError::Unauthorized { .. }), "{error}");
 }
 
 #[test]
@@ -286,6 +347,6 @@ fn a_helper_of_our_own_file_keeps_what_login_proved() {
 #[test]
 fn without_a_home_nothing_can_be_kept() {
     let files = AuthFiles::from_variables(|_| None);
-    assert_eq!(files.lookup(&"r.io".parse().unwrap(), None).unwrap(), None);
+    assert_eq!(files.lookup(&"r.io".parse().unwrap(), None).credential, None);
     assert!(files.save(&"r.io".parse().unwrap(), &Credential::password("me", "p")).is_err());
 }

@@ -42,6 +42,38 @@ fn a_manifest_by_tag_and_by_digest() {
     );
 }
 
+/// Some servers compress documents although nobody asked them to.
+#[test]
+fn documents_may_come_compressed() {
+    const GZIP: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xab\x56\x2a\x4e\xce\x48\xcd\x4d\x0c\x4b\x2d\x2a\xce\xcc\xcf\x53\xb2\x32\xaa\x05\x00\xc6\xf8\x27\x72\x13\x00\x00\x00";
+    let digest = Digest::sha256(RAW);
+    let compressed = Fake::start(move |_| {
+        manifest().body(GZIP).with("content-encoding", "gzip").with("docker-content-digest", digest)
+    });
+    let received = compressed.repository().manifest_by_digest(&digest).unwrap();
+    assert_eq!((&received.raw[..], received.digest), (RAW, digest));
+    for (body, encoding, expected) in [
+        (&GZIP[..10], "gzip", "is not valid"),
+        (RAW, "gzip", "is not valid"),
+        (RAW, "br", "was not asked for"),
+    ] {
+        let fake = Fake::start(move |_| manifest().body(body).with("content-encoding", encoding));
+        let error = fake.repository().manifest_by_tag(&Tag::latest()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{encoding}: {error}");
+    }
+}
+
+/// A login page of a network, or a web server that answers everything.
+#[test]
+fn a_web_page_is_neither_a_manifest_nor_a_registry() {
+    let fake = Fake::start(|_| Answer::ok("<html>").with("content-type", "text/html; charset=utf-8"));
+    let error = fake.repository().manifest_by_tag(&Tag::latest()).unwrap_err().to_string();
+    assert!(error.contains("web page"), "{error}");
+    let host = fake.address.to_string().parse().unwrap();
+    let error = fake.client().verify(&host).unwrap_err().to_string();
+    assert!(error.contains("web page"), "{error}");
+}
+
 #[test]
 fn lies_about_digests_are_found() {
     let fake = Fake::start(|_| manifest().with("docker-content-digest", Digest::sha256(b"other")));
