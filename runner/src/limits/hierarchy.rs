@@ -55,9 +55,9 @@ impl Hierarchies {
         Some((controllers.join(","), ours.clone()))
     }
 
-    /// Whether version 2 offers `controller` at all.
-    pub(crate) fn unified_has(&self, controller: &str) -> bool {
-        self.unified.as_ref().is_some_and(|(top, _)| unified::has(top, controller))
+    /// The topmost cgroup of version 2 that we see.
+    pub(super) fn unified_top(&self) -> Option<&Path> {
+        self.unified.as_ref().map(|(top, _)| top.as_path())
     }
 
     /// The cgroup of version 2 to make limited children in.

@@ -226,9 +226,8 @@ impl Cgroup {
             return self.add_v1(hierarchies, wanted);
         }
         let (limit, controller) = (wanted.limit, wanted.controller);
-        if !hierarchies.unified_has(controller) {
-            return Err(LimitsError::NoController { limit, controller });
-        }
+        let top = hierarchies.unified_top().filter(|top| unified::has(top, controller));
+        let top = top.ok_or(LimitsError::NoController { limit, controller })?;
         let undelegated = || LimitsError::NotDelegated { limit, controller };
         let made = match &self.unified {
             Some(_) => None,
@@ -239,7 +238,7 @@ impl Cgroup {
             }
         };
         let unified = made.as_ref().or(self.unified.as_ref()).ok_or_else(undelegated)?;
-        unified::enable(unified.base(), controller, !wanted.default).map_err(|error| {
+        unified::enable(top, unified.base(), controller, !wanted.default).map_err(|error| {
             match error.raw_os_error() {
                 Some(libc::EACCES | libc::EPERM | libc::EBUSY | libc::ENOENT | libc::EOPNOTSUPP) => {
                     undelegated()

@@ -43,11 +43,12 @@ pub(super) fn base(top: &Path, own: &Path, controller: &str, may_move: bool) -> 
     // An earlier run moved us there.
     let own = if own.ends_with(CALLERS) { own.parent()? } else { own };
     let alone = may_move && processes(own).is_ok_and(|pids| pids == [std::process::id().to_string()]);
-    if alone && can_change(own) && has(own, controller) {
+    let usable = |cgroup: &Path| can_change(cgroup) && is_available(top, cgroup, controller, may_move);
+    if alone && usable(own) {
         return Some(own.to_owned());
     }
     let mut candidate = own;
-    while can_change(candidate) && has(candidate, controller) {
+    while usable(candidate) {
         if is_ready(candidate) {
             return Some(candidate.to_owned());
         }
@@ -56,16 +57,26 @@ pub(super) fn base(top: &Path, own: &Path, controller: &str, may_move: bool) -> 
         }
         candidate = candidate.parent()?;
     }
-    (may_move && can_change(own) && has(own, controller)).then(|| own.to_owned())
+    (may_move && usable(own)).then(|| own.to_owned())
 }
 
-/// Enables `controller` for the children of `base`, and of [`SANDBOXES`] in it, which exists. Moves the processes of
-/// `base` out of the way if `may_move`.
+/// Enables `controller` for the children of `base`, which lies below `top`, and of [`SANDBOXES`] in it, which exists.
+/// Moves the processes of `base` out of the way if `may_move`. Where the system has the controller off on the way to
+/// `base`, it is switched on and stays so: others may have begun to use it.
 ///
 /// # Errors
 /// The kernel's; EBUSY where processes are in the way.
-pub(super) fn enable(base: &Path, controller: &str, may_move: bool) -> io::Result<()> {
+pub(super) fn enable(top: &Path, base: &Path, controller: &str, may_move: bool) -> io::Result<()> {
     let _lock = wait_for_lock(base)?;
+    if !has(base, controller) {
+        if !may_move {
+            return Err(io::Error::from_raw_os_error(libc::ENOENT));
+        }
+        let mut above: Vec<&Path> =
+            base.ancestors().skip(1).take_while(|path| path.starts_with(top)).collect();
+        above.reverse();
+        above.into_iter().try_for_each(|cgroup| enable_for_children(cgroup, controller))?;
+    }
     if !is_ready(base) {
         if !may_move {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
@@ -153,6 +164,15 @@ fn enabled(cgroup: &Path, controller: &str) -> io::Result<bool> {
     Ok(text.split_ascii_whitespace().any(|name| name == controller))
 }
 
+/// Whether the cgroup has the controller, or can get it from those above, if it `may`.
+fn is_available(top: &Path, cgroup: &Path, controller: &str, may: bool) -> bool {
+    let mut above = cgroup.ancestors().skip(1).take_while(|path| path.starts_with(top));
+    has(cgroup, controller)
+        || (may
+            && has(top, controller)
+            && above.all(|path| enabled(path, controller).unwrap_or(false) || can_change(path)))
+}
+
 /// Whether the cgroup has the controller at all.
 pub(super) fn has(cgroup: &Path, controller: &str) -> bool {
     fs::read_to_string(cgroup.join("cgroup.controllers"))
@@ -233,5 +253,9 @@ mod tests {
         );
         // A controller that is not there.
         assert_eq!(base(top, &own, "cpu", true), None);
+        // One that the system has off on the way.
+        fs::write(top.join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        cgroup(&own, "1\n2", "", limited);
+        assert_eq!((base(top, &own, "cpu", false), base(top, &own, "cpu", true)), (None, Some(own.clone())));
     }
 }
