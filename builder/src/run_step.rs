@@ -307,7 +307,8 @@ fn run_process(
     span: Span,
 ) -> Result<(), BuildError> {
     let failed = |error: SandboxError| {
-        let diagnostic = Diagnostic::error(span, format!("failed to start the step: {error}"));
+        let what = if matches!(error, SandboxError::Lost(_)) { "wait for" } else { "start" };
+        let diagnostic = Diagnostic::error(span, format!("failed to {what} the step: {error}"));
         let diagnostic = match is_hosts(&error) {
             true => diagnostic.help("`rimg doctor` tells what this machine lacks for RUN steps"),
             false => diagnostic,

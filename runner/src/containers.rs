@@ -55,6 +55,7 @@ pub struct Containers {
 pub struct Container {
     id: String,
     parent: PathBuf,
+    removed: bool,
     _lock: File,
 }
 
@@ -102,7 +103,7 @@ impl Containers {
         let path = self.directory.join(&id);
         // Nobody else may look into it: it can contain set-user-id programs of the image.
         let Some(lock) = claim::make(&path, 0o700)? else { return Ok(None) };
-        let container = Container { id, parent: self.directory.clone(), _lock: lock };
+        let container = Container { id, parent: self.directory.clone(), removed: false, _lock: lock };
         fs::create_dir(path.join("upper"))?;
         // The upper's root becomes the mode of `/` inside.
         fs::set_permissions(path.join("upper"), fs::Permissions::from_mode(0o755))?;
@@ -145,6 +146,15 @@ impl Containers {
 }
 
 impl Container {
+    /// Removes everything on disk, and says what dropping keeps to itself.
+    ///
+    /// # Errors
+    /// When something cannot be removed. It is unlocked then, and the next sweep tries again.
+    pub fn remove(mut self) -> io::Result<()> {
+        self.removed = true;
+        claim::remove(&self.parent, &self.id)
+    }
+
     /// Its name.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -169,6 +179,9 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
+        if self.removed {
+            return;
+        }
         // What cannot be removed now is unlocked in a moment, and the next sweep finds it.
         let _ = claim::remove(&self.parent, &self.id);
     }

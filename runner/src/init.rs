@@ -1,30 +1,32 @@
-//! The sandbox's init: the re-executed child that carries out a [`Plan`] and then stays as process 1.
+//! Process 1 of a sandbox until the payload runs: the re-executed child that carries out a [`Plan`].
 //!
 //! Phases:
 //! 1. adopt the inherited descriptors, become undumpable, read the plan;
 //! 2. carry out the set-up operations, one by one;
-//! 3. fork the payload ([`crate::payload`]);
-//! 4. as process 1: reap every orphan, forward signals to the payload, watch for the parent's death;
-//! 5. when the payload has ended, tell the parent how and exit: the kernel kills whatever is left in the namespace.
+//! 3. tell the parent, and execute the payload ([`crate::payload`]), which is process 1 from then on; where the plan wants
+//!    an init, stay as one beside it ([`crate::reaper`]).
+//!
+//! No process of the image runs before phase 3.
 
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
-use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
+use rustix::process::DumpableBehavior;
 
 use crate::kernel_fs::{self, Terminal};
 use crate::message::{self, Message, SetupFailure};
 use crate::mounts;
 use crate::payload::{self, Prepared};
-use crate::plan::{Op, Plan};
+use crate::plan::{self, Op, Plan};
+use crate::process::SignalSets;
+use crate::reaper;
 use crate::spec::Tmpfs;
+use crate::stdio;
 use crate::sys::{self, MountChange};
 use crate::tree::{self, OrFail, PointKind, Tree, attach, attach_at, new_file_system};
 
@@ -49,10 +51,10 @@ pub(crate) fn main_if_requested() {
     let Some(plan_fd) = plan_fd.filter(|_| std::process::id() == 1) else {
         return;
     };
-    let Ok((plan, control)) = adopt(plan_fd) else {
+    let Ok((mut plan, control)) = adopt(plan_fd) else {
         sys::exit_now(EXIT_SETUP);
     };
-    let code = match set_up_and_run(&plan, &control) {
+    let code = match set_up_and_run(&mut plan, &control) {
         Ok(code) => code,
         Err(failure) => {
             // If the parent is gone there is nobody to tell.
@@ -73,13 +75,15 @@ fn adopt(plan_fd: i32) -> std::io::Result<(Plan, OwnedFd)> {
     let mut bytes = Vec::new();
     std::fs::File::from(sys::inherited_fd(plan_fd)?).read_to_end(&mut bytes)?;
     let plan: Plan = postcard::from_bytes(&bytes).map_err(std::io::Error::other)?;
+    plan::wipe(&mut bytes);
     let control = sys::inherited_fd(plan.control)?;
     // From here on the parent's death shows as the end of the control socket, whichever of its threads made us.
     rustix::process::set_parent_process_death_signal(None)?;
     Ok((plan, control))
 }
 
-fn set_up_and_run(plan: &Plan, control: &OwnedFd) -> Result<i32, SetupFailure> {
+fn set_up_and_run(plan: &mut Plan, control: &OwnedFd) -> Result<i32, SetupFailure> {
+    let sets = SignalSets::own().or_fail(|| "read /proc/self/status".to_owned())?;
     let signals = SigSet::all();
     signals.thread_block().or_fail(|| "block signals".to_owned())?;
     // Out of the caller's process group: a Ctrl-C on its terminal reaches the caller, which passes it on, and must not
@@ -89,10 +93,10 @@ fn set_up_and_run(plan: &Plan, control: &OwnedFd) -> Result<i32, SetupFailure> {
     for op in &plan.ops {
         setup.carry_out(op, control)?;
     }
-    let tree = setup
-        .tree
+    let Setup { tree, terminal, pts } = setup;
+    let mut tree = tree
         .ok_or_else(|| SetupFailure { operation: "attach a root: the plan has none".to_owned(), errno: 0 })?;
-    let launch = match payload::prepare(&plan.payload, &tree)? {
+    let launch = match payload::prepare(&plan.payload, &tree, sets.ignored)? {
         Prepared::Launch(launch) => launch,
         Prepared::UserUnmapped(user) => {
             let unmapped = Message::UserUnmapped(user);
@@ -100,56 +104,17 @@ fn set_up_and_run(plan: &Plan, control: &OwnedFd) -> Result<i32, SetupFailure> {
             return Ok(EXIT_SETUP);
         }
     };
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let signal_fd = SignalFd::with_flags(&signals, flags).or_fail(|| "make a signalfd".to_owned())?;
-    // Before there is a payload, whose own last words must not come first.
-    let master = setup.terminal.as_ref().map(|terminal| terminal.master.as_fd());
-    let started = Message::Started { stubs: tree.stubs };
-    message::send(control.as_fd(), &started, master).or_fail(|| "report to the parent".to_owned())?;
-    let child = sys::fork().or_fail(|| "fork the payload".to_owned())?;
-    let Some(child) = child.and_then(Pid::from_raw) else {
-        payload::become_payload(&launch, setup.terminal, tree.null.as_ref(), control);
-    };
-    drop(setup.terminal);
-    payload::shed_privileges();
-    let exited = reap_until(child, &signal_fd, control);
-    let _ = message::send(control.as_fd(), &Message::Exited { code: exited.0, signal: exited.1 }, None);
-    Ok(exited.0)
-}
-
-/// Reaps and forwards until the payload has ended. Returns its exit code, and its signal if one killed it.
-fn reap_until(payload: Pid, signals: &SignalFd, control: &OwnedFd) -> (i32, Option<i32>) {
-    loop {
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if pid != payload {
-                continue;
-            }
-            if let Some(signal) = status.terminating_signal() {
-                return (128 + signal, Some(signal));
-            }
-            return (status.exit_status().unwrap_or(EXIT_SETUP), None);
-        }
-        let mut fds = [
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(control.as_fd(), PollFlags::empty()),
-        ];
-        // An interrupted or failed poll only means another turn.
-        let _ = poll(&mut fds, PollTimeout::NONE);
-        let hung_up = fds[1].revents().is_some_and(|events| !events.is_empty());
-        if hung_up {
-            sys::exit_now(128 + libc::SIGKILL);
-        }
-        while let Ok(Some(info)) = signals.read_signal() {
-            let number = info.ssi_signo as i32;
-            if number == libc::SIGCHLD {
-                continue;
-            }
-            if let Some(signal) = Signal::from_named_raw(number) {
-                // The payload may have ended in this moment; it is not reaped yet, so its id cannot be another's.
-                let _ = rustix::process::kill_process(payload, signal);
-            }
-        }
+    let started = Message::Started { stubs: std::mem::take(&mut tree.stubs) };
+    // An init stays in sight of the payload.
+    drop((tree, pts));
+    if plan.init {
+        plan.wipe_private_files();
+        return reaper::run(launch, terminal, control, &started);
     }
+    // Before the payload's own last words, which must not come first.
+    let master = terminal.as_ref().map(|terminal| terminal.master.as_fd());
+    message::send(control.as_fd(), &started, master).or_fail(|| "report to the parent".to_owned())?;
+    payload::become_payload(&launch, terminal, control)
 }
 
 /// What the operations leave for one another.
@@ -190,6 +155,8 @@ impl Setup {
             Op::Proc => kernel_fs::mount_proc(tree),
             Op::Dev { shm_size_bytes } => {
                 kernel_fs::mount_dev(tree, *shm_size_bytes)?;
+                // Now, while nothing the image or the caller wants can have taken their place.
+                stdio::replace_devices(tree)?;
                 self.pts = Some(kernel_fs::mount_devpts(tree)?);
                 Ok(())
             }

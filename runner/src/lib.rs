@@ -12,11 +12,13 @@
 //! | `mounts` | attributes of mounts; a private mount namespace |
 //! | [`kernel`] | what is needed of the kernel, and what is done without it |
 //! | [`sandbox`] | the parent's side: clone, id maps, waiting |
-//! | `executable` | our own binary, as init may execute it |
-//! | `init`, `tree`, `kernel_fs`, `payload` | the child's side: carrying out the plan, process 1, the payload |
+//! | `executable` | our own binary, as process 1 may execute it |
+//! | `init`, `tree`, `kernel_fs`, `payload` | the child's side: carrying out the plan, becoming the payload |
 //! | `privileges` | what the payload loses before it runs, and the proof that it has |
-//! | [`foreground`], `terminal` | a payload on the caller's terminal |
-//! | `kept_terminal` | the caller's terminal when the payload is not to have it |
+//! | `reaper` | the child's side with `init`: process 1 beside the payload |
+//! | `process` | process 1 from outside: signals, and its end with ours |
+//! | [`foreground`], `terminal` | a payload on the caller's terminal and under its signals |
+//! | `stdio`, `copies` | standard descriptors: what is handed on, what is copied through pipes |
 //! | [`userns`] | becoming root in a user namespace; subordinate ids |
 //! | [`user`], `idmap` | `--user` text; which ids there are |
 //! | [`capabilities`], `seccomp` | what a payload may do |
@@ -33,12 +35,12 @@
 pub mod capabilities;
 pub mod claim;
 pub mod containers;
+mod copies;
 pub mod doctor;
 mod executable;
 pub mod foreground;
 mod idmap;
 mod init;
-mod kept_terminal;
 pub mod kernel;
 mod kernel_fs;
 pub mod limits;
@@ -47,11 +49,14 @@ mod mounts;
 mod payload;
 mod plan;
 mod privileges;
+mod process;
+mod reaper;
 pub mod rootfs;
 pub mod sandbox;
 mod seccomp;
 pub mod snapshots;
 pub mod spec;
+mod stdio;
 mod sys;
 pub mod terminal;
 mod tree;
@@ -65,9 +70,12 @@ pub use sandbox::{ExitStatus, Running, Sandbox, SandboxError};
 pub use spec::SandboxSpec;
 pub use sys::SignalPipe;
 
-/// Becomes a sandbox's init, and never returns, if this process was executed as one; else does nothing.
+/// Becomes a sandbox's process 1, and never returns, if this process was executed as one.
 ///
 /// To be called first thing in `main`: sandboxes are made by executing the same program again.
+/// In every other process it makes sure that children can be waited for, whatever the caller did to SIGCHLD, and that
+/// no signal is blocked.
 pub fn child_main_if_requested() {
     init::main_if_requested();
+    sys::receive_signals();
 }

@@ -1,8 +1,10 @@
 //! What parent and init say to each other over their packet socket.
 //!
 //! Owns the messages and their encoding. The order is fixed: the parent's go byte (read before init executes), the
-//! root file system's descriptor, then from init [`Message::Started`] or [`Message::Failed`], perhaps
-//! [`Message::ExecFailed`], and [`Message::Exited`]. Either side takes the end of the stream as the other's death.
+//! root file system's descriptor, then from process 1 [`Message::Started`] or [`Message::Failed`], perhaps
+//! [`Message::ExecFailed`], and from an init [`Message::Exited`]. Either side takes the end of the stream as the other's
+//! death; after [`Message::Started`] it means that the payload's program runs. A side that could not send what it had to
+//! shuts the stream down, so that nobody waits for it.
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -39,18 +41,20 @@ pub(crate) struct Stub {
     pub(crate) directory: bool,
 }
 
-/// From init to its parent.
+/// From process 1 to its parent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Message {
     /// Set-up is done and the payload is being executed. Carries the terminal's master when there is one.
     Started { stubs: Vec<Stub> },
     /// Set-up failed; init ends.
     Failed(SetupFailure),
+    /// An init can no longer learn how the payload ends; it ends.
+    Lost(SetupFailure),
     /// The payload's user does not exist in this user namespace; init ends.
     UserUnmapped(UnmappedUser),
     /// The payload's program could not be executed.
     ExecFailed { program: OsString, errno: i32 },
-    /// The payload ended.
+    /// The payload that an init watched has ended.
     Exited { code: i32, signal: Option<i32> },
 }
 
@@ -87,6 +91,12 @@ pub(crate) fn send_bytes(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<Borrow
     }
     rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
+}
+
+/// Sends no more: the other side finds the end of the stream behind what was sent.
+pub(crate) fn shut_down(socket: BorrowedFd<'_>) {
+    // A socket that is not connected any more has ended already.
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
 }
 
 /// Receives one packet; `None` at the end of the stream or, when not waiting, when nothing is there.

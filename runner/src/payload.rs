@@ -1,7 +1,7 @@
-//! From init's forked child to the payload: ids, capabilities, filter, working directory, exec.
+//! From the process that has set the sandbox up to the payload: ids, capabilities, filter, working directory, exec.
 //!
-//! Owns the order in which privileges go away. Everything that can be worked out beforehand is, in init
-//! ([`prepare`]), so that the child itself can only fail at a few named points, each of which it reports.
+//! Owns the order in which privileges go away. Everything that can be worked out beforehand is ([`prepare`]), so that the
+//! rest can only fail at a few named points, each of which is reported.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io::Read;
@@ -20,6 +20,7 @@ use crate::plan::Payload;
 use crate::privileges::{self, limit_capabilities, set_capabilities, set_ids};
 use crate::seccomp;
 use crate::spec::Seccomp;
+use crate::stdio;
 use crate::sys::{self, BpfInstruction};
 use crate::tree::{OrFail, Tree, open_in_root};
 use crate::user::{self, Credentials};
@@ -27,11 +28,8 @@ use crate::user::{self, Credentials};
 /// Where programs are searched when the environment has no `PATH`.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The file system that pipes without a name live in (`PIPEFS_MAGIC`, linux/magic.h).
-const PIPE_FILE_SYSTEM: rustix::fs::FsWord = 0x5049_5045;
-
-/// `CAP_KILL`, which is all that process 1 needs to forward signals to a payload of another user.
-const CAP_KILL: u64 = 1 << 5;
+/// What the standard library ignores before `main`: bit n - 1 is signal n.
+const RUNTIME_IGNORES: u64 = 1 << (libc::SIGPIPE - 1);
 
 /// Everything the payload's process needs, worked out in advance.
 pub(crate) struct Launch {
@@ -39,12 +37,14 @@ pub(crate) struct Launch {
     programs: Vec<CString>,
     args: Vec<CString>,
     env: Vec<CString>,
-    credentials: Credentials,
-    capabilities: u64,
+    pub(crate) credentials: Credentials,
+    pub(crate) capabilities: u64,
     no_new_privileges: bool,
     filter: Vec<BpfInstruction>,
     /// The sandbox's procfs, whatever is mounted over it.
-    proc: OwnedFd,
+    pub(crate) proc: OwnedFd,
+    /// Signals that this process was started with ignored.
+    ignored_signals: u64,
 }
 
 /// What [`prepare`] found out.
@@ -56,7 +56,11 @@ pub(crate) enum Prepared {
 }
 
 /// Works out a launch. The tree's root is this process's root already; its `/etc/passwd` is a stranger's file.
-pub(crate) fn prepare(payload: &Payload, tree: &Tree) -> Result<Prepared, SetupFailure> {
+pub(crate) fn prepare(
+    payload: &Payload,
+    tree: &Tree,
+    ignored_signals: u64,
+) -> Result<Prepared, SetupFailure> {
     let root = &tree.root;
     let passwd = read_account_file(root, "etc/passwd")?;
     let group = read_account_file(root, "etc/group")?;
@@ -89,17 +93,13 @@ pub(crate) fn prepare(payload: &Payload, tree: &Tree) -> Result<Prepared, SetupF
         no_new_privileges: payload.no_new_privileges,
         filter,
         proc: tree.proc()?.try_clone().or_fail(|| "keep the sandbox's procfs".to_owned())?,
+        ignored_signals,
     }))
 }
 
-/// Turns this process, forked from init, into the payload.
-pub(crate) fn become_payload(
-    launch: &Launch,
-    terminal: Option<Terminal>,
-    null: Option<&OwnedFd>,
-    control: &OwnedFd,
-) -> ! {
-    if let Err(failure) = enter(launch, terminal, null) {
+/// Turns this process, which leads a session, into the payload.
+pub(crate) fn become_payload(launch: &Launch, terminal: Option<Terminal>, control: &OwnedFd) -> ! {
+    if let Err(failure) = enter(launch, terminal) {
         let _ = message::send(control.as_fd(), &Message::Failed(failure), None);
         sys::exit_now(EXIT_SETUP);
     }
@@ -110,20 +110,12 @@ pub(crate) fn become_payload(
     sys::exit_now(if errno == Errno::NOENT { 127 } else { 126 });
 }
 
-/// Takes from process 1 every capability but the one to signal the payload.
-pub(crate) fn shed_privileges() {
-    // Without effect on anything init still does; if it fails init keeps what it had inside its own namespaces.
-    let _ = set_capabilities(CAP_KILL);
-}
-
-fn enter(launch: &Launch, terminal: Option<Terminal>, null: Option<&OwnedFd>) -> Result<(), SetupFailure> {
-    rustix::process::setsid().or_fail(|| "start a session".to_owned())?;
+fn enter(launch: &Launch, terminal: Option<Terminal>) -> Result<(), SetupFailure> {
     let credentials = &launch.credentials;
     if let Some(terminal) = terminal {
         adopt_terminal(&terminal, credentials).or_fail(|| "make the terminal the payload's".to_owned())?;
     }
-    replace_null(null).or_fail(|| "give the payload its own /dev/null".to_owned())?;
-    own_stdio(credentials);
+    stdio::own_pipes(credentials.uid);
     limit_capabilities(launch.capabilities)?;
     // Without no-new-privs only a process with CAP_SYS_ADMIN may load a filter.
     if !launch.no_new_privileges {
@@ -134,7 +126,7 @@ fn enter(launch: &Launch, terminal: Option<Terminal>, null: Option<&OwnedFd>) ->
         set_capabilities(launch.capabilities).or_fail(|| "set capabilities".to_owned())?;
     }
     rustix::process::umask(Mode::from(0o022));
-    sys::reset_signals();
+    sys::reset_signals(launch.ignored_signals | RUNTIME_IGNORES);
     if launch.no_new_privileges {
         rustix::thread::set_no_new_privs(true).or_fail(|| "set no_new_privs".to_owned())?;
         load_filter(launch)?;
@@ -164,45 +156,6 @@ fn adopt_terminal(terminal: &Terminal, credentials: &Credentials) -> rustix::io:
     rustix::stdio::dup2_stdin(&terminal.slave)?;
     rustix::stdio::dup2_stdout(&terminal.slave)?;
     rustix::stdio::dup2_stderr(&terminal.slave)
-}
-
-/// Puts the sandbox's null device in the place of the host's on the standard descriptors: through the host's mount, a
-/// root inside that is root outside could change the mode of the host's `/dev/null`.
-fn replace_null(null: Option<&OwnedFd>) -> rustix::io::Result<()> {
-    let Some(null) = null else { return Ok(()) };
-    let is_null = |fd: std::os::fd::BorrowedFd<'_>| {
-        rustix::fs::fstat(fd).is_ok_and(|stat| {
-            FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-                && stat.st_rdev == rustix::fs::makedev(1, 3)
-        })
-    };
-    if is_null(rustix::stdio::stdin()) {
-        rustix::stdio::dup2_stdin(null)?;
-    }
-    if is_null(rustix::stdio::stdout()) {
-        rustix::stdio::dup2_stdout(null)?;
-    }
-    if is_null(rustix::stdio::stderr()) {
-        rustix::stdio::dup2_stderr(null)?;
-    }
-    Ok(())
-}
-
-/// Gives pipes to the payload's user, so that `/dev/stdout` can be opened by a user other than root. A FIFO that has a
-/// name is a file of the host's, whose owner is nobody's to change.
-fn own_stdio(credentials: &Credentials) {
-    use rustix::process::Uid;
-    if credentials.uid == 0 {
-        return;
-    }
-    let uid = Some(Uid::from_raw(credentials.uid));
-    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        let is_pipe = rustix::fs::fstatfs(fd).is_ok_and(|system| system.f_type == PIPE_FILE_SYSTEM);
-        if is_pipe {
-            // A convenience: where it is not allowed the descriptors themselves still work.
-            let _ = rustix::fs::fchown(fd, uid, None);
-        }
-    }
 }
 
 /// Tries the candidates as execvp(3) does; returns only when none could be executed.

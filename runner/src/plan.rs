@@ -54,6 +54,8 @@ pub(crate) struct Plan {
     pub(crate) control: RawFd,
     /// Set-up operations, in order.
     pub(crate) ops: Vec<Op>,
+    /// Whether process 1 stays an init beside the payload, or becomes the payload.
+    pub(crate) init: bool,
     /// The process to run in the end.
     pub(crate) payload: Payload,
 }
@@ -190,8 +192,25 @@ impl Plan {
             ops.push(Op::RootReadOnly);
         }
         ops.push(Op::LeaveOldRoot);
-        Plan { control: prepared.control, ops, payload: payload(spec, cwd, prepared.ids.clone()) }
+        let payload = payload(spec, cwd, prepared.ids.clone());
+        Plan { control: prepared.control, ops, init: spec.init, payload }
     }
+
+    /// Overwrites files that only some may read, before a process that has them in memory can be looked into.
+    pub(crate) fn wipe_private_files(&mut self) {
+        for op in &mut self.ops {
+            if let Op::EtcFile { content, .. } = op {
+                wipe(content);
+            }
+        }
+    }
+}
+
+/// Overwrites bytes for good.
+pub(crate) fn wipe(bytes: &mut [u8]) {
+    bytes.fill(0);
+    // Somebody might look: the writes have to be made.
+    std::hint::black_box(bytes);
 }
 
 fn payload(spec: &SandboxSpec, cwd: OsString, ids: IdMaps) -> Payload {

@@ -21,6 +21,9 @@ const CAPABILITY_COUNT: u32 = 64;
 /// Largest `/proc/self/status` that is read: 65,536 groups, as many as there can be, have ten digits each.
 const STATUS_BYTES_MAX: u64 = 1 << 20;
 
+/// More than there is to read of most processes.
+const STATUS_BYTES: usize = 4 << 10;
+
 /// The mode of a process whose calls go through a filter (`SECCOMP_MODE_FILTER`).
 const FILTERED: u32 = 2;
 
@@ -157,7 +160,8 @@ impl Expected<'_> {
 fn read_own(proc: BorrowedFd<'_>, path: &str) -> Result<String, SetupFailure> {
     let operation = || format!("read /proc/{path}");
     let opened = rustix::fs::openat(proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let mut text = String::new();
+    // The kernel does not tell the size of such a file; with room for all of it there is one read.
+    let mut text = String::with_capacity(STATUS_BYTES);
     let file = std::fs::File::from(opened.or_fail(operation)?);
     file.take(STATUS_BYTES_MAX).read_to_string(&mut text).or_fail(operation)?;
     Ok(text)

@@ -1,10 +1,10 @@
-//! The parent's side of a sandbox: open what it needs, clone its init, map its ids, wait for its end.
+//! The parent's side of a sandbox: open what it needs, clone its process 1, map its ids, wait for its end.
 //!
 //! Phases of [`Sandbox::spawn`]:
 //! 1. open bind sources, make the cgroup, write the plan into a memory file;
-//! 2. clone init into its namespaces (and cgroup), write its id maps, let it execute;
-//! 3. while it starts, put the overlay together and send it;
-//! 4. wait until init says that the payload is being executed, or what failed.
+//! 2. clone process 1 into its namespaces (and cgroup), write its id maps, let it execute;
+//! 3. while it starts, start its watcher, put the overlay together and send it;
+//! 4. wait until it says that the payload is being executed, or what failed.
 //!
 //! May be called from several threads at once.
 
@@ -13,10 +13,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
-use rustix::process::{Signal, WaitId, WaitIdOptions};
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 
 use crate::executable;
 use crate::idmap::{IdMaps, UnmappedUser};
@@ -25,7 +26,9 @@ use crate::limits::{Cgroup, LimitsError};
 use crate::message::{self, Message, SetupFailure, Stub};
 use crate::mounts;
 use crate::plan::{Plan, Prepared};
-use crate::spec::{EtcFile, Mount, MountKind, Network, RootFs, SandboxSpec, Stdio, StdioEnd, Upper};
+use crate::process::{Process, Watcher};
+use crate::spec::{EtcFile, Mount, MountKind, Network, RootFs, SandboxSpec, Stdio, Upper};
+use crate::stdio::Ends;
 use crate::sys::{self, CloneExec, MountChange, clone};
 use crate::userns;
 
@@ -54,9 +57,12 @@ pub enum SandboxError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel refused something init needs.
+    /// The kernel refused something process 1 needs.
     #[error("{}", shown(.0))]
     Setup(SetupFailure),
+    /// The payload ran, and how it ended could not be learned. It has been killed.
+    #[error("the container was started, and is killed now: {}", shown(.0))]
+    Lost(SetupFailure),
     /// The payload's user does not exist in this user namespace.
     #[error("{0}")]
     UserUnmapped(UnmappedUser),
@@ -81,6 +87,9 @@ pub struct ExitStatus {
     pub signal: Option<i32>,
     /// Set when the program could not be executed at all.
     pub exec_error: Option<ExecError>,
+    /// Set by a foreground run when output of the payload could not be written to the caller's descriptors, and not
+    /// because its reader had gone: the kernel's answer.
+    pub lost_output: Option<i32>,
 }
 
 /// A program that could not be executed.
@@ -134,19 +143,21 @@ impl Sandbox {
         };
         let plan = write_plan(&Plan::of(&self.spec, &prepared)).map_err(kernel("write the plan"))?;
         let stdio = if self.spec.tty.is_some() { Stdio::default() } else { stdio };
-        let (child_ends, pipes) = open_stdio(stdio).map_err(kernel("open standard input and output"))?;
+        let ends = Ends::open(stdio).map_err(kernel("open standard input and output"))?;
         let mut keep: Vec<RawFd> = prepared.binds.iter().map(|(fd, _)| *fd).collect();
         keep.extend([theirs.as_raw_fd(), plan.as_raw_fd(), executable.as_raw_fd()]);
         keep.extend(prepared.sys);
         keep.sort_unstable();
         let (pid, pidfd) =
-            self.clone_init(&executable, &theirs, &plan, &child_ends, &keep, cgroup.as_ref())?;
-        let [stdin, stdout, stderr] = pipes;
+            self.clone_init(&executable, &theirs, &plan, &ends.theirs, &keep, cgroup.as_ref())?;
+        let [stdin, stdout, stderr] = ends.ours;
         let mut running = Running {
-            pidfd,
+            process: Arc::new(Process::new(pid, pidfd, self.spec.init)),
+            watcher: None,
             control: ours,
             stubs: Vec::new(),
             upper: upper_of(&self.spec.rootfs),
+            has_init: self.spec.init,
             ended: None,
             stdin,
             stdout,
@@ -154,7 +165,7 @@ impl Sandbox {
             terminal: None,
             cgroup,
         };
-        drop((executable, theirs, plan, child_ends, binds, sys));
+        drop((executable, theirs, plan, ends.theirs, binds, sys));
         running.bring_up(pid, &ids, &self.spec)?;
         Ok(running)
     }
@@ -194,10 +205,12 @@ impl Sandbox {
 /// A sandbox whose payload runs. Dropping it kills everything inside.
 #[derive(Debug)]
 pub struct Running {
-    pidfd: OwnedFd,
+    process: Arc<Process>,
+    watcher: Option<Watcher>,
     control: OwnedFd,
     stubs: Vec<Stub>,
     upper: Option<PathBuf>,
+    has_init: bool,
     ended: Option<ExitStatus>,
     /// Our end of the payload's standard input, where a pipe was asked for.
     pub stdin: Option<File>,
@@ -218,13 +231,9 @@ impl Running {
         if let Some(cgroup) = &self.cgroup {
             cgroup.join(pid)?;
         }
-        let gone = kernel("talk to the sandbox's init");
-        message::send_bytes(self.control.as_fd(), &[1], None).map_err(gone)?;
-        let root = crate::rootfs::mount(&spec.rootfs)?;
-        // Should init be gone already, its last words say more than a broken pipe.
-        let sent = message::send_bytes(self.control.as_fd(), &[2], Some(root.as_fd()));
-        drop(root);
-        match message::receive(self.control.as_fd(), true).map_err(kernel("hear from the sandbox's init"))? {
+        let sent = self.send_root(spec)?;
+        let words = message::receive(self.control.as_fd(), true);
+        match words.map_err(kernel("hear from the sandbox's process 1"))? {
             Some((Message::Started { stubs }, terminal)) => {
                 self.stubs = stubs;
                 self.terminal = terminal;
@@ -232,30 +241,76 @@ impl Running {
             }
             Some((Message::Failed(failure), _)) => Err(SandboxError::Setup(failure)),
             Some((Message::UserUnmapped(user), _)) => Err(SandboxError::UserUnmapped(user)),
-            Some(_) | None => Err(sent.err().map_or_else(silent_death, kernel("send the root's mount"))),
+            Some(_) | None => Err(match sent {
+                Err(error) => kernel("send the root's mount to the sandbox")(error),
+                Ok(()) => self.silent_death(),
+            }),
+        }
+    }
+
+    /// Lets process 1 execute and sends it the root. An error of sending is told inside: should process 1 have failed
+    /// already, its last words say more, and without them it is to find the end of the stream rather than wait.
+    fn send_root(&mut self, spec: &SandboxSpec) -> Result<io::Result<()>, SandboxError> {
+        let mut sent = message::send_bytes(self.control.as_fd(), &[1], None);
+        if sent.is_ok() {
+            // Before the payload can run: without the root it does not get that far. An init watches by itself.
+            if !self.has_init {
+                let watcher = Watcher::start(self.process.pidfd());
+                self.watcher = Some(watcher.map_err(kernel("start the sandbox's watcher"))?);
+            }
+            let root = crate::rootfs::mount(&spec.rootfs)?;
+            sent = message::send_bytes(self.control.as_fd(), &[2], Some(root.as_fd()));
+        }
+        if sent.is_err() {
+            message::shut_down(self.control.as_fd());
+        }
+        Ok(sent)
+    }
+
+    /// What to say when process 1 ended without a word.
+    fn silent_death(&self) -> SandboxError {
+        let how = match self.wait_for_process() {
+            Ok(status) => status.terminating_signal().map_or_else(
+                || format!("exit status {}", status.exit_status().unwrap_or(EXIT_SETUP)),
+                |signal| format!("signal {signal}"),
+            ),
+            Err(error) => error.to_string(),
+        };
+        let operation = format!("start the sandbox's process 1: it ended without a word ({how})");
+        SandboxError::Setup(SetupFailure { operation, errno: 0 })
+    }
+
+    fn wait_for_process(&self) -> io::Result<WaitIdStatus> {
+        loop {
+            match rustix::process::waitid(WaitId::PidFd(self.pidfd()), WaitIdOptions::EXITED) {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
     /// Waits until the payload has ended and everything inside with it.
     ///
     /// # Errors
-    /// [`SandboxError::Setup`] when the last steps before exec failed; the kernel's errors of waiting.
+    /// [`SandboxError::Setup`] when the last steps before exec failed; [`SandboxError::Lost`] when waiting itself did.
     pub fn wait(&mut self) -> Result<ExitStatus, SandboxError> {
         if let Some(status) = &self.ended {
             return Ok(status.clone());
         }
-        let code = loop {
-            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
-                Ok(Some(status)) => {
-                    break status
-                        .exit_status()
-                        .unwrap_or_else(|| 128 + status.terminating_signal().unwrap_or(0));
-                }
-                Ok(None) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(kernel("wait for the sandbox")(error.into())),
-            }
+        let lost = |error: io::Error| {
+            let errno = error.raw_os_error().unwrap_or(0);
+            SandboxError::Lost(SetupFailure { operation: "wait for its end".to_owned(), errno })
         };
-        let mut status = ExitStatus { code, signal: None, exec_error: None };
+        let process = self.wait_for_process().map_err(lost)?;
+        let killed = process.terminating_signal();
+        let signal = match killed {
+            // Not how it would have ended on its own, but what it was ended for.
+            Some(libc::SIGKILL) => self.process.ended_by().or(killed),
+            _ => killed,
+        };
+        let code = process.exit_status().unwrap_or_else(|| 128 + signal.unwrap_or(0));
+        let mut status = ExitStatus { code, signal, exec_error: None, lost_output: None };
         let mut failure = None;
         while let Ok(Some((message, _))) = message::receive(self.control.as_fd(), false) {
             match message {
@@ -263,36 +318,45 @@ impl Running {
                 Message::ExecFailed { program, errno } => {
                     status.exec_error = Some(ExecError { program, errno })
                 }
-                Message::Failed(cause) => failure = Some(cause),
+                Message::Failed(cause) => failure = Some(SandboxError::Setup(cause)),
+                Message::Lost(cause) => failure = Some(SandboxError::Lost(cause)),
                 Message::Started { .. } | Message::UserUnmapped(_) => {}
             }
         }
         self.clean_up();
         self.ended = Some(status.clone());
         match failure {
-            Some(failure) => Err(SandboxError::Setup(failure)),
+            Some(failure) => Err(failure),
             None => Ok(status),
         }
     }
 
-    /// Sends a signal to the payload. `SIGKILL` and `SIGSTOP` reach the whole sandbox. A sandbox that has ended is no
-    /// error.
+    /// Sends a signal to the payload, which takes it as an ordinary process does: one that it neither handles nor
+    /// ignores ends it, and the sandbox with it. `SIGKILL` reaches the whole sandbox, `SIGSTOP` process 1. A sandbox that
+    /// has ended is no error.
     ///
     /// # Errors
     /// The kernel's, for a number that is no signal.
     pub fn signal(&self, number: i32) -> io::Result<()> {
-        let signal =
-            Signal::from_named_raw(number).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        match rustix::process::pidfd_send_signal(&self.pidfd, signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.process.signal(number, self.is_executed())
+    }
+
+    /// Whether the payload's program runs: its exec closes the other end of the control socket.
+    fn is_executed(&self) -> bool {
+        let mut fds = [PollFd::new(self.control.as_fd(), PollFlags::empty())];
+        let _ = poll(&mut fds, PollTimeout::ZERO);
+        fds[0].any() == Some(true)
     }
 
     /// Readable once the sandbox has ended, for polling.
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.process.pidfd()
+    }
+
+    /// Process 1, for those who look at it from threads of their own.
+    pub(crate) fn process(&self) -> Arc<Process> {
+        Arc::clone(&self.process)
     }
 
     fn clean_up(&mut self) {
@@ -308,19 +372,12 @@ impl Drop for Running {
     fn drop(&mut self) {
         if self.ended.is_none() {
             let _ = self.signal(libc::SIGKILL);
-            let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(self.pidfd(), PollFlags::POLLIN)];
             let _ = poll(&mut fds, PollTimeout::NONE);
-            let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+            let _ = self.wait_for_process();
             self.clean_up();
         }
     }
-}
-
-fn silent_death() -> SandboxError {
-    SandboxError::Setup(SetupFailure {
-        operation: format!("start the sandbox's init: it died without a word (exit status {EXIT_SETUP})"),
-        errno: 0,
-    })
 }
 
 fn check(spec: &SandboxSpec) -> Result<(), String> {
@@ -388,44 +445,6 @@ fn write_plan(plan: &Plan) -> io::Result<OwnedFd> {
     file.write_all(&bytes)?;
     rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
     Ok(file.into())
-}
-
-/// The child's three descriptors, each greater than 2, and our ends of its pipes.
-fn open_stdio(stdio: Stdio) -> io::Result<([OwnedFd; 3], [Option<File>; 3])> {
-    let (stdin, our_stdin) = open_end(stdio.stdin, 0)?;
-    let (stdout, our_stdout) = open_end(stdio.stdout, 1)?;
-    let (stderr, our_stderr) = open_end(stdio.stderr, 2)?;
-    Ok(([stdin, stdout, stderr], [our_stdin, our_stdout, our_stderr]))
-}
-
-fn open_end(end: StdioEnd, number: usize) -> io::Result<(OwnedFd, Option<File>)> {
-    let above_stdio = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3);
-    let own = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    match end {
-        StdioEnd::Inherit => match above_stdio(own[number]) {
-            // Our own is closed.
-            Err(rustix::io::Errno::BADF) => open_end(StdioEnd::Null, number),
-            other => {
-                let fd = other?;
-                // An open directory of the host is a way out of the sandbox (CVE-2024-21626).
-                let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
-                if kind == rustix::fs::FileType::Directory {
-                    return Err(io::Error::other("a directory cannot be a container's input or output"));
-                }
-                Ok((fd, None))
-            }
-        },
-        StdioEnd::Null => {
-            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-            Ok((above_stdio(null.as_fd())?, None))
-        }
-        StdioEnd::Pipe => {
-            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-            let (theirs, ours) = if number == 0 { (reader, writer) } else { (writer, reader) };
-            Ok((above_stdio(theirs.as_fd())?, Some(File::from(ours))))
-        }
-        StdioEnd::Fd(fd) => Ok((above_stdio(fd.as_fd())?, None)),
-    }
 }
 
 fn upper_of(rootfs: &RootFs) -> Option<PathBuf> {

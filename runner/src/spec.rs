@@ -48,6 +48,9 @@ pub struct SandboxSpec {
     pub seccomp: Seccomp,
     /// `no_new_privs`: set-user-id programs gain nothing. On by default, unlike Docker's.
     pub no_new_privileges: bool,
+    /// Put an init before the payload, as process 1: it reaps orphans and passes signals on. Without it the payload is
+    /// process 1 itself.
+    pub init: bool,
     /// Give the payload a terminal of this initial size.
     pub tty: Option<WindowSize>,
     /// Size of `/dev/shm` in bytes.
@@ -75,6 +78,7 @@ impl SandboxSpec {
             capabilities: CapabilitySet::DOCKER,
             seccomp: Seccomp::Default,
             no_new_privileges: true,
+            init: false,
             tty: None,
             shm_size_bytes: 64 << 20,
         }
@@ -206,14 +210,15 @@ pub struct WindowSize {
 /// One of a payload's three standard descriptors.
 #[derive(Debug, Default)]
 pub enum StdioEnd {
-    /// The caller's own.
-    Inherit,
     /// `/dev/null`.
     #[default]
     Null,
     /// A new pipe, whose other end [`crate::Running`] holds.
     Pipe,
-    /// This descriptor.
+    /// For standard error: what standard output has.
+    SameAsStdout,
+    /// This descriptor: a pipe without a name, or a device that every sandbox has as well. Nothing else can be handed to
+    /// a payload, which could do to a file whatever its owner may.
     Fd(OwnedFd),
 }
 
@@ -229,12 +234,6 @@ pub struct Stdio {
 }
 
 impl Stdio {
-    /// Nothing to read, output and errors to the caller's own.
-    #[must_use]
-    pub fn output_inherited() -> Stdio {
-        Stdio { stdin: StdioEnd::Null, stdout: StdioEnd::Inherit, stderr: StdioEnd::Inherit }
-    }
-
     /// Nothing to read, output and errors into pipes.
     #[must_use]
     pub fn output_piped() -> Stdio {

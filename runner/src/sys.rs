@@ -1,7 +1,8 @@
 //! Every `unsafe` block of rimg: the system calls for which neither `rustix` nor `nix` has a safe wrapper.
 //!
-//! Owns: cloning a child into new namespaces and executing it, `fork` of a single-threaded process, `mount_setattr`,
-//! `close_range`, loading a seccomp filter, the signal handler that feeds a pipe, and adopting inherited descriptors.
+//! Owns: cloning a child into new namespaces and executing it, `fork` of a single-threaded process, the process that
+//! kills a sandbox when this one dies, `mount_setattr`, `close_range`, loading a seccomp filter, signals by number, the
+//! signal handler that feeds a pipe, and adopting inherited descriptors.
 //! Leaves to others: every decision. Nothing here knows what a container is.
 #![allow(unsafe_code)]
 
@@ -162,6 +163,52 @@ unsafe fn child_failed(control: RawFd) -> ! {
         let errno = (*libc::__errno_location()).to_ne_bytes();
         libc::write(control, errno.as_ptr().cast(), errno.len());
         libc::_exit(125)
+    }
+}
+
+/// Starts a process that sends SIGKILL to `watched` once `parent`, a pidfd of this process, has ended, and that ends
+/// itself once `watched` has. Returns its process id.
+///
+/// Signals do not reach it: they are blocked, and it is in a session of its own. It keeps no other descriptor open.
+/// The caller may have other threads: the child makes plain system calls and nothing else.
+pub(crate) fn fork_watcher(watched: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> io::Result<i32> {
+    let args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    let blocked = BlockedSignals::all();
+    // SAFETY: as in `clone_exec`: a valid clone_args, no CLONE_VM, and the child runs only `watch`, which is
+    // async-signal-safe.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    if pid == 0 {
+        // SAFETY: this is the child, whose copies of both descriptors are open.
+        unsafe { watch(watched.as_raw_fd(), parent.as_raw_fd()) }
+    }
+    drop(blocked);
+    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid as i32) }
+}
+
+/// The watcher's life. Never returns.
+///
+/// # Safety
+/// Must run in a process freshly cloned without `CLONE_VM`; both descriptors must be open and greater than 2.
+unsafe fn watch(watched: RawFd, parent: RawFd) -> ! {
+    // SAFETY: raw system calls whose pointers lead to constants and locals; none allocates or takes a lock.
+    unsafe {
+        libc::setsid();
+        libc::prctl(libc::PR_SET_NAME, c"rimg-watcher".as_ptr(), 0, 0, 0);
+        libc::dup2(watched, 0);
+        libc::dup2(parent, 1);
+        libc::syscall(libc::SYS_close_range, 2, libc::c_uint::MAX, 0);
+        let end = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut ends = [end(0), end(1)];
+        loop {
+            libc::poll(ends.as_mut_ptr(), 2, -1);
+            if ends[0].revents != 0 {
+                libc::_exit(0);
+            }
+            if ends[1].revents != 0 {
+                libc::syscall(libc::SYS_pidfd_send_signal, 0, libc::SIGKILL, 0, 0);
+                libc::_exit(0);
+            }
+        }
     }
 }
 
@@ -412,17 +459,62 @@ impl Drop for SignalPipe {
     }
 }
 
-/// Gives every signal its default action again and unblocks all: the state a payload expects at its start.
-pub(crate) fn reset_signals() {
-    // SAFETY: setting default dispositions and an empty mask; the structures are zeroed plain data, for which
-    // SIG_DFL is zero. Signals that cannot be changed answer EINVAL, which is fine.
+/// The highest signal number of Linux.
+pub(crate) const SIGNAL_MAX: i32 = 64;
+
+/// Sends a signal of any number, real-time ones included, to the process of a pidfd.
+pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: the call takes two numbers and a null pointer, which it accepts.
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, 0, 0) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sends a signal of any number to a process; never to a group.
+pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    if pid <= 0 {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    // SAFETY: kill takes two numbers.
+    if unsafe { libc::kill(pid, signal) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes sure that children can be waited for and signals arrive, whatever this process inherited: a caller that blocks
+/// signals keeps Ctrl-C from us.
+pub(crate) fn receive_signals() {
+    receive_children();
+    unblock_signals();
+}
+
+/// Makes sure that children can be waited for: the kernel reaps those of a process that ignores SIGCHLD, unseen.
+pub(crate) fn receive_children() {
+    // SAFETY: a zeroed sigaction is SIG_DFL with an empty mask, and the call reads a valid local.
     unsafe {
         let default: libc::sigaction = std::mem::zeroed();
-        for signal in 1..=31 {
-            libc::sigaction(signal, &raw const default, std::ptr::null_mut());
+        libc::sigaction(libc::SIGCHLD, &raw const default, std::ptr::null_mut());
+    }
+}
+
+/// Gives the signals of `ignored` (bit n - 1 is signal n) their default action again and unblocks all: the state a
+/// payload expects at its start. Handlers need no care: exec removes them.
+pub(crate) fn reset_signals(ignored: u64) {
+    // The C library keeps two signals for itself and refuses to touch them; the kernel's structure is no larger than this.
+    let default = [0_u64; 8];
+    for signal in (1..=SIGNAL_MAX).filter(|signal| ignored >> (signal - 1) & 1 == 1) {
+        // SAFETY: all zero is SIG_DFL with no flags and an empty mask, whose size is given; nothing is written back.
+        // A signal that cannot be changed answers EINVAL.
+        unsafe {
+            let (new, none, size) = (default.as_ptr(), std::ptr::null_mut::<u64>(), size_of::<u64>());
+            libc::syscall(libc::SYS_rt_sigaction, signal, new, none, size);
         }
+    }
+    unblock_signals();
+}
+
+fn unblock_signals() {
+    // SAFETY: sigemptyset and pthread_sigmask work on a local.
+    unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
 }

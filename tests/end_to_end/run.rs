@@ -174,7 +174,8 @@ fn exit_codes_are_dockers() {
     for (arguments, code) in [
         (vec!["box", "true"], 0),
         (vec!["box", "sh", "-c", "exit 7"], 7),
-        (vec!["box", "sh", "-c", "kill -TERM $$"], 143),
+        (vec!["box", "sh", "-c", "sh -c 'kill -TERM $$'; exit $?"], 143),
+        (vec!["--init", "box", "sh", "-c", "kill -TERM $$"], 143),
         (vec!["box", "no-such-program"], 127),
         (vec!["box", "/etc/passwd"], 126),
         (vec!["box", "/etc"], 126),
@@ -188,6 +189,33 @@ fn exit_codes_are_dockers() {
             code == 0 || code == 7 || code == 143 || !outcome.stderr.is_empty(),
             "{arguments:?} says nothing"
         );
+    }
+}
+
+/// A limit that is too small is raised, or named; nothing overflows.
+#[test]
+fn small_stacks_are_no_crash() {
+    let world = world();
+    let rimg = world.command(&[]).get_program().to_owned();
+    let mut command = world.command(&["run", "--rm", "box", "echo", "through"]);
+    let script = "ulimit -s 64; exec \"$@\"";
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", script, "sh"]).arg(rimg).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            shell.env(name, value);
+        }
+    }
+    command = shell;
+    let outcome = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&outcome.stderr);
+    match outcome.status.code() {
+        Some(0) => assert_eq!(outcome.stdout, b"through\n"),
+        code => {
+            assert_eq!(code, Some(125), "{stderr}");
+            assert!(stderr.starts_with("error: the limit of the stack is 64 KiB"), "{stderr}");
+            assert!(stderr.contains("hint: ulimit -s"), "{stderr}");
+        }
     }
 }
 
@@ -247,7 +275,8 @@ fn a_sandbox_is_safe_by_default() {
     assert_eq!(field("CapInh:"), "0000000000000000");
     assert_eq!(field("CapAmb:"), "0000000000000000");
     assert_eq!(field("CapBnd:"), "00000000a80425fb", "docker's fourteen");
-    assert!(run(&world, &["box", "sh", "-c", "echo $$"]).ok().trim().parse::<u32>().unwrap() < 10);
+    assert_eq!(run(&world, &["box", "sh", "-c", "echo $$"]).ok(), "1\n");
+    assert_eq!(run(&world, &["--init", "box", "sh", "-c", "echo $$"]).ok(), "2\n");
     for (what, script) in [
         ("mounting", "mount -t tmpfs none /tmp"),
         ("/proc/sysrq-trigger", "echo x > /proc/sysrq-trigger"),

@@ -81,6 +81,17 @@ pub(crate) fn default_profile(capabilities: u64) -> Vec<BpfInstruction> {
     program(&ranges(&verdicts(capabilities)), &[])
 }
 
+/// A filter that lets these calls of the machine's own architecture through and refuses all others.
+pub(crate) fn only(calls: &[libc::c_long]) -> Vec<BpfInstruction> {
+    let mut table = vec![Verdict::Errno(libc::EPERM as u32); LAST_KNOWN as usize + 2];
+    for &call in calls {
+        if let Some(entry) = usize::try_from(call).ok().and_then(|number| table.get_mut(number)) {
+            *entry = Verdict::Allow;
+        }
+    }
+    program(&ranges(&table), &[])
+}
+
 /// The whole filter: the machine's own calls first, then those of each further architecture.
 fn program(native: &[(u32, Verdict)], further: &[(u32, Vec<(u32, Verdict)>)]) -> Vec<BpfInstruction> {
     let mut program = vec![statement(LOAD, OFFSET_ARCH)];

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("terminal_size_follows", terminal_size_follows),
     ("terminal_large_output_and_exit_code", terminal_large_output_and_exit_code),
     ("signals_are_passed_on", signals_are_passed_on),
+    ("unhandled_signals_end_the_run", unhandled_signals_end_the_run),
     ("input_only_when_interactive", input_only_when_interactive),
     ("the_callers_terminal_is_not_given_away", the_callers_terminal_is_not_given_away),
     ("ignored_signals_stay_ignored", ignored_signals_stay_ignored),
@@ -35,12 +36,19 @@ pub(crate) fn caller(root: &Path) -> ! {
     let mut spec = SandboxSpec::new(rootfs, args.to_vec());
     spec.env = vec![("PATH".into(), "/bin".into())];
     let mode = variable("RIMG_TEST_MODE");
+    spec.init = mode.contains('n');
+    if mode.contains('u') {
+        spec.user = "app".to_owned();
+    }
     spec.tty = mode.contains('t').then_some(WindowSize { rows: 11, columns: 22 });
     let status = rimg_runner::run_foreground(spec, mode.contains('i'), |_| {}).unwrap();
-    std::process::exit(status.code);
+    std::process::exit(if status.lost_output.is_some() { LOST_OUTPUT } else { status.code });
 }
 
-fn command(root: &Root, mode: &str, script: &str) -> Command {
+/// The caller's exit code when output was lost.
+pub(crate) const LOST_OUTPUT: i32 = 200;
+
+pub(crate) fn command(root: &Root, mode: &str, script: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command
         .env("RIMG_TEST_FOREGROUND", root.directory.path())
@@ -99,7 +107,7 @@ fn terminal() {
     let root = Root::new();
     let mut session = Session::start(
         &root,
-        "tty; ls -l /dev/console | wc -l; stty size; read line; echo got:$line; exit 4",
+        "tty; ls -l /dev/console | wc -l; sleep 0.3; stty size; read line; echo got:$line; exit 4",
     );
     session.expect("/dev/pts/0\r\n1\r\n");
     session.expect("33 44");
@@ -143,8 +151,8 @@ fn terminal_large_output_and_exit_code() {
 
 fn signals_are_passed_on() {
     let root = Root::new();
-    for (signal, name) in
-        [(libc::SIGTERM, "TERM"), (libc::SIGINT, "INT"), (libc::SIGHUP, "HUP"), (libc::SIGUSR1, "USR1")]
+    for name in
+        ["TERM", "INT", "HUP", "USR1", "ALRM", "IO", "WINCH", "CONT", "TSTP", "TTIN", "TTOU", "37", "64"]
     {
         let script =
             format!("trap 'echo {name}; exit 6' {name}; echo ready; while :; do sleep 1 & wait; done");
@@ -152,11 +160,29 @@ fn signals_are_passed_on() {
         let mut stdout = child.stdout.take().unwrap();
         let mut ready = [0; 6];
         stdout.read_exact(&mut ready).unwrap();
-        let number = rustix::process::Signal::from_named_raw(signal).unwrap();
-        rustix::process::kill_process(rustix::process::Pid::from_child(&child), number).unwrap();
+        send(name, &child);
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
         assert_eq!((rest.trim(), child.wait().unwrap().code()), (name, Some(6)));
+    }
+}
+
+/// By name or number, real-time ones included.
+fn send(signal: &str, child: &Child) {
+    let pid = child.id().to_string();
+    assert!(Command::new("/bin/kill").args(["-s", signal, &pid]).status().unwrap().success());
+}
+
+/// Process 1 has no handler, and the kernel would drop them.
+fn unhandled_signals_end_the_run() {
+    let root = Root::new();
+    for (name, code) in [("TERM", 143), ("INT", 130), ("HUP", 129), ("USR2", 140), ("37", 165)] {
+        let script = "echo ready; exec sleep 1000";
+        let mut child = command(&root, "", script).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        stdout.read_exact(&mut [0; 6]).unwrap();
+        send(name, &child);
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{name}");
     }
 }
 

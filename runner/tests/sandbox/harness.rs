@@ -60,7 +60,7 @@ impl Root {
             "sh", "cat", "echo", "ls", "true", "false", "id", "sleep", "stat", "mount", "touch", "mkdir",
             "rm", "test", "readlink", "hostname", "kill", "tty", "stty", "grep", "wc", "unshare", "dd",
             "env", "ip", "head", "mknod", "pwd", "chmod", "setsid", "printf", "ps", "ln", "mv", "rmdir",
-            "chown", "nproc",
+            "chown", "nproc", "tr", "cut", "yes",
         ];
         for applet in applets {
             symlink("busybox", root.lower().join("bin").join(applet)).unwrap();

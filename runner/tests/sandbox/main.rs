@@ -9,6 +9,7 @@ mod harness;
 mod hostile;
 mod kernels;
 mod life;
+mod stdio;
 mod view;
 
 fn main() {
@@ -26,6 +27,6 @@ fn main() {
         foreground::caller(root.as_ref());
     }
     let tests: Vec<harness::Test> =
-        [life::TESTS, view::TESTS, hostile::TESTS, foreground::TESTS, kernels::TESTS].concat();
+        [life::TESTS, view::TESTS, hostile::TESTS, foreground::TESTS, stdio::TESTS, kernels::TESTS].concat();
     harness::run(&tests);
 }

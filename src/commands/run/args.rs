@@ -20,6 +20,9 @@ pub(crate) struct RunArgs {
     /// Keep standard input open: pass it on
     #[arg(short, long)]
     pub(crate) interactive: bool,
+    /// Run an init inside the container that forwards signals and reaps processes
+    #[arg(long)]
+    pub(crate) init: bool,
     /// Allocate a terminal for the container
     #[arg(short, long)]
     pub(crate) tty: bool,

@@ -14,16 +14,16 @@ use rimg_formats::config::ImageConfig;
 use rimg_formats::layer::Limits;
 use rimg_formats::reference::Reference;
 use rimg_formats::store::{Image, Store, StoreError};
-use rimg_runner::SandboxError;
 use rimg_runner::containers::Containers;
 use rimg_runner::foreground::run_foreground;
 use rimg_runner::limits;
 use rimg_runner::snapshots::{SnapshotTimes, Snapshots};
 use rimg_runner::spec::{Mount, MountKind, Network, RootFs, SandboxSpec, WindowSize};
 use rimg_runner::userns::Mapping;
+use rimg_runner::{ExitStatus, SandboxError};
 
 use super::remote::{self, RemoteArgs};
-use crate::failure::{Context, Failure};
+use crate::failure::{self, Context, Failure};
 use crate::session::Session;
 use crate::terminal::note;
 
@@ -66,11 +66,25 @@ fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     // A user namespace has no capabilities over the host's network, which root expects there.
     spec.user_namespace = mapping != Mapping::Privileged || args.network != flags::NetworkChoice::Host;
     let status = run_foreground(spec, args.interactive, |_| {}).map_err(|error| not_run(error, mapping))?;
-    drop(container);
-    if let Some(error) = status.exec_error {
+    if let Err(error) = container.remove() {
+        note(&format!(
+            "warning: failed to remove the container's folder, which the next run tries again: {error}"
+        ));
+    }
+    Ok(exit_code(&status))
+}
+
+/// The exit code, and what has to be said about it.
+fn exit_code(status: &ExitStatus) -> u8 {
+    if let Some(error) = &status.exec_error {
         note(&format!("error: failed to {error}"));
     }
-    Ok(u8::try_from(status.code).unwrap_or(u8::MAX))
+    let code = u8::try_from(status.code).unwrap_or(u8::MAX);
+    let Some(errno) = status.lost_output else { return code };
+    let error = std::io::Error::from_raw_os_error(errno);
+    note(&format!("error: failed to write the container's output: {error}"));
+    // The command may have been content, but what it said is lost.
+    if code == 0 { failure::CONTAINER_EXIT } else { code }
 }
 
 /// What to say when a container could not be started.
@@ -167,6 +181,7 @@ fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Resul
         flags::NetworkChoice::Host => Network::Host,
     };
     spec.read_only = args.read_only;
+    spec.init = args.init;
     spec.limits = limits::Limits {
         memory_bytes: args.memory.filter(|bytes| *bytes > 0),
         cpu_millis: args.cpus.filter(|millionths| *millionths > 0).map(|millionths| millionths / 1000),
