@@ -44,6 +44,7 @@ fn pages_of_tags() {
     let exact = registry.get("/v2/a/tags/list?n=6");
     assert_eq!((names(&exact, "tags").len(), next(&exact)), (6, None));
     assert_eq!(registry.get("/v2/a/tags/list?n=x").status, 400);
+    assert_eq!(registry.get("/v2/a/tags/list?n=-1").status, 400);
     assert_eq!(registry.get("/v2/a/tags/list?n=99999999999999999999").status, 200);
     assert_eq!(registry.get("/v2/none/tags/list").refusal(), (404, "NAME_UNKNOWN".to_owned()));
 }

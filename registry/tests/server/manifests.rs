@@ -49,6 +49,31 @@ fn by_tag_and_by_digest() {
     }
 }
 
+/// What docker push, oras and crane each depend on.
+#[test]
+fn answers_carry_what_clients_depend_on() {
+    let registry = Registry::start();
+    let start = registry.send("POST", "/v2/a/blobs/uploads/", &[], b"");
+    let location = start.header("location").unwrap().to_owned();
+    let chunk = registry.send("PATCH", &location, &[], b"abc");
+    for (answer, range) in [(&start, "0-0"), (&chunk, "0-2")] {
+        assert_eq!((answer.status, answer.header("range")), (202, Some(range)));
+        assert!(answer.header("location").unwrap().starts_with("/v2/a/"), "relative, for proxies");
+    }
+    let raw = registry.push_image("a", "one");
+    registry.put_manifest("a", "two", OCI_MANIFEST, &raw);
+    // Types as careless clients write them.
+    for media_type in [format!("{OCI_MANIFEST}; charset=utf-8"), OCI_MANIFEST.to_uppercase()] {
+        let answer = registry.put_manifest("a", "odd", &media_type, &raw);
+        assert_eq!(answer.status, 201, "{media_type}");
+        assert_eq!(answer.header("docker-content-digest"), Some(Digest::sha256(&raw).to_string().as_str()));
+        assert!(answer.header("location").unwrap().starts_with("/v2/a/manifests/sha256:"));
+        assert_eq!(registry.head("/v2/a/manifests/odd").header("content-type"), Some(OCI_MANIFEST));
+    }
+    let page = registry.get("/v2/a/tags/list?n=1");
+    assert!(page.header("link").unwrap().starts_with("</v2/a/tags/list?"), "{page:?}");
+}
+
 #[test]
 fn indexes_of_indexes_in_both_algorithms() {
     let registry = Registry::start();
