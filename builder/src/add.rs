@@ -63,7 +63,7 @@ pub(crate) fn archive_of(
 fn scan(file: &DiskFile, digest: Digest) -> Result<LayerIndex, LayerError> {
     let opened = file.open().map_err(LayerError::Read)?;
     // The digest is of what was hashed a moment ago: an archive that changed meanwhile is refused here.
-    LayerIndex::scan(opened, Limits::default(), Expected { blob: Some(digest), diff_id: None })
+    LayerIndex::scan_archive(opened, Limits::default(), Expected { blob: Some(digest), diff_id: None })
 }
 
 /// Whether the file, decompressed, begins with a valid tar header.

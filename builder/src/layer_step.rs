@@ -17,6 +17,7 @@ use rimg_formats::layer::{
     MtimePolicy, WriteError,
 };
 use rimg_formats::media_type;
+use rimg_formats::sparse_file::SparseFile;
 use rimg_formats::store::cache::FileStamp;
 use rimg_formats::store::{Ingest, Store, StoreError};
 
@@ -221,7 +222,7 @@ impl LayerMaker {
                     let began_ns = now_ns();
                     let file = disk.open()?;
                     let before = stamp(&file)?;
-                    let reader = self.stop.reader(&file);
+                    let reader = self.stop.reader(SparseFile::new(&file)?);
                     writer.append(&planned.entry, reader).map_err(|error| of_file(error, disk))?;
                     looks.push((at, before, stamp(&file)?, began_ns));
                 }

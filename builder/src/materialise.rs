@@ -7,7 +7,8 @@ use std::io;
 use std::path::Path;
 
 use rimg_formats::layer::{Entry, EntryKind, LayerPath, Mtime, MtimePolicy};
-use rimg_formats::root_dir::{Directory, RootDir};
+use rimg_formats::root_dir::{Directory, RootDir, is_xattr_refusal};
+use rimg_formats::sparse_file::{SparseFile, write_sparse};
 
 use rustix::fs::FileType;
 
@@ -110,13 +111,13 @@ fn make(root: &RootDir, planned: &PlannedEntry) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other,
         },
-        EntryKind::Regular { .. } => {
+        EntryKind::Regular { size } => {
             let mut file = parent.create_file(name, 0o600)?;
             match &planned.content {
                 Content::None => Ok(()),
                 Content::Bytes(bytes) => io::Write::write_all(&mut file, bytes),
-                Content::Disk(source) => io::copy(&mut source.open()?, &mut file).map(drop),
-                Content::Layer(source) => io::copy(&mut source.open()?, &mut file).map(drop),
+                Content::Disk(source) => write_sparse(&file, &mut SparseFile::new(source.open()?)?, *size),
+                Content::Layer(source) => write_sparse(&file, &mut source.open()?, *size),
             }
         }
         EntryKind::Symlink { target } => parent.symlink(name, target),
@@ -166,11 +167,7 @@ fn apply(parent: &Directory, name: &[u8], entry: &Entry, times: MtimePolicy) -> 
     if !matches!(entry.kind, EntryKind::Symlink { .. }) {
         for (key, value) in &entry.xattrs {
             match parent.set_xattr(name, key, value) {
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
-                    ) => {}
+                Err(error) if is_xattr_refusal(key, &error) => {}
                 other => other?,
             }
         }

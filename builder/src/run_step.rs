@@ -20,8 +20,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
-use rimg_formats::layer::{Entry, EntryKind, LayerPath, LayerWriter, Limits, MtimePolicy, OtherOwner};
+use rimg_formats::digest::DiffId;
+use rimg_formats::layer::{
+    Entry, EntryKind, LayerPath, LayerWriter, Limits, MtimePolicy, OtherOwner, is_image_xattr,
+};
 use rimg_runner::snapshots::changes::Changes;
+use rimg_runner::snapshots::source::StoreLayers;
+use rimg_runner::snapshots::stack::Lower;
 use rimg_runner::snapshots::{Owners, SnapshotTimes, Snapshots};
 use rimg_runner::spec::{EtcFile, Network, RootFs, Stdio, Upper};
 use rimg_runner::{ExitStatus, Sandbox, SandboxError, SandboxSpec};
@@ -216,7 +221,7 @@ fn execute(
     let process = arguments(stage, &instruction.command);
     run_process(build, spec, &process, id, span)?;
     drop(mounts);
-    let changes = Changes::read(&workspace.upper(), &lowers, &[]).map_err(failed)?;
+    let changes = Changes::read(&workspace.upper(), stage.tree.merged(), owners(), &[]).map_err(failed)?;
     let committed = commit(build, &snapshots, &workspace, &changes, times.next);
     if committed.is_err() {
         build.check_stopped()?;
@@ -253,20 +258,18 @@ fn lower_directories(
     times: &LayerTimes,
     span: Span,
 ) -> Result<Vec<PathBuf>, BuildError> {
-    let store = stage.build.store;
-    let open = |layer: &crate::cache::LayerRecord| {
-        let digest = layer.descriptor.digest;
-        let blob = store.verified_blob(&digest).map_err(std::io::Error::other)?;
-        let missing = || std::io::Error::other(format!("layer {digest} is not in the store"));
-        Ok(std::io::BufReader::with_capacity(1 << 20, blob.ok_or_else(missing)?.into_file()))
-    };
-    let layers: Vec<_> = stage.image.layers.iter().zip(times.layers.iter().copied()).collect();
-    let prepare = |(layer, times): &(&crate::cache::LayerRecord, SnapshotTimes)| {
+    let layers = &stage.image.layers;
+    let source = StoreLayers::new(
+        stage.build.store,
+        layers.iter().map(|layer| (layer.descriptor.digest, layer.diff_id)),
+    );
+    let diff_ids: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id).collect();
+    let prepare = |lower: &Lower| {
         stage.build.check_stopped()?;
-        let prepared = snapshots.prepare(&layer.diff_id, *times, Limits::default(), || open(layer));
+        let prepared = snapshots.prepare(lower, times.layers[lower.number], Limits::default(), &source);
         prepared.map(|(path, _)| path).map_err(|error| BuildError::at(span, error.to_string()))
     };
-    parallel::each(&layers, processors(), prepare).into_iter().collect()
+    parallel::each(&Lower::stack(&diff_ids), processors(), prepare).into_iter().collect()
 }
 
 fn sandbox(stage: &StageRun<'_>, instruction: &ExpandedRun, rootfs: RootFs) -> SandboxSpec {
@@ -399,8 +402,6 @@ fn commit(
 /// The entry without what describes the host: labels of security modules, and marks only the host's root may make.
 fn with_image_xattrs(entry: &Entry) -> Entry {
     let mut entry = entry.clone();
-    entry.xattrs.retain(|name, _| {
-        name == b"security.capability" || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")
-    });
+    entry.xattrs.retain(|name, _| is_image_xattr(name));
     entry
 }

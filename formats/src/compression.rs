@@ -87,9 +87,20 @@ type Input<'a> = BufReader<io::Chain<Cursor<Vec<u8>>, Box<dyn Read + Send + 'a>>
 pub struct Decoder<'a> {
     state: State<'a>,
     compression: Compression,
+    padding: Padding,
     produced: u64,
     member_start: (u64, u64),
     members: Vec<Member>,
+}
+
+/// What becomes of zeros between a gzip stream's end and the end of the input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Padding {
+    /// They are an error, as anything there is.
+    #[default]
+    Refused,
+    /// They are passed over.
+    Allowed,
 }
 
 enum State<'a> {
@@ -133,7 +144,20 @@ impl<'a> Decoder<'a> {
                 State::Xz(Box::new(lzma_rust2::XzReader::new_mem_limit(input, true, XZ_MEMORY_KIB_MAX)))
             }
         };
-        Decoder { state, compression, produced: 0, member_start: (0, 0), members: Vec::new() }
+        Decoder {
+            state,
+            compression,
+            padding: Padding::default(),
+            produced: 0,
+            member_start: (0, 0),
+            members: Vec::new(),
+        }
+    }
+
+    /// This decoder with another rule for zeros behind a gzip stream.
+    #[must_use]
+    pub fn with_padding(self, padding: Padding) -> Decoder<'a> {
+        Decoder { padding, ..self }
     }
 
     /// What is being decoded.
@@ -170,6 +194,9 @@ impl<'a> Decoder<'a> {
             self.state = State::Ended { consumed: input.consumed };
             return Ok(());
         }
+        if next == Some(0) && input.consumed > 0 && self.padding == Padding::Allowed {
+            return self.pass_zeros(input);
+        }
         self.member_start = (self.produced, input.consumed);
         self.state = match self.compression {
             Compression::Gzip if next.is_some_and(|byte| byte != 0x1f) => {
@@ -179,6 +206,22 @@ impl<'a> Decoder<'a> {
             _ => State::Zstd(Box::new(zstd::stream::read::Decoder::with_buffer(input)?.single_frame())),
         };
         Ok(())
+    }
+
+    /// Ends the stream where nothing but zeros is left.
+    fn pass_zeros(&mut self, mut input: Counted<'a>) -> io::Result<()> {
+        loop {
+            let bytes = input.fill_buf()?;
+            let length = bytes.len();
+            if bytes.iter().any(|byte| *byte != 0) {
+                return Err(invalid("gzip stream is followed by something that is not gzip"));
+            }
+            if length == 0 {
+                self.state = State::Ended { consumed: input.consumed };
+                return Ok(());
+            }
+            input.consume(length);
+        }
     }
 
     fn close_member(&mut self, input: Counted<'a>) {

@@ -11,6 +11,7 @@
 //! | [`transfer`] | copying images between any two ends |
 //! | [`layout`], [`archive`] | OCI layout directories; archives as `docker save` and OCI tools write them |
 //! | [`root_dir`] | paths on disk that strangers name |
+//! | [`sparse_file`] | files with holes |
 //! | [`boot`] | how long what was not synced can be believed |
 //! | [`epoch`] | the one time that entries and configurations carry |
 
@@ -28,6 +29,7 @@ pub mod media_type;
 pub mod platform;
 pub mod reference;
 pub mod root_dir;
+pub mod sparse_file;
 pub mod store;
 pub mod transfer;
 pub mod variant;

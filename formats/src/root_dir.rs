@@ -25,9 +25,38 @@ use crate::layer::{LayerPath, Mtime};
 /// Tries at a resolution that races with renames elsewhere in the tree: the kernel answers `EAGAIN` instead of guessing.
 const RESOLVE_TRIES: usize = 64;
 
+/// Longest path handed to the kernel: PATH_MAX is 4096 with the closing NUL.
+const PIECE_BYTES_MAX: usize = 4000;
+
 /// Directories held open at once by [`Directory::remove`]. Deeper trees, which only an attack has, are taken apart by
 /// moving their lower parts up; the limit of open files is 1024 on most machines.
 const REMOVE_DEPTH_MAX: usize = 64;
+
+/// Extended attributes that may be left out where the kernel refuses them, by the beginning of their names, with the
+/// answers that mean so. Everything else is an error of the disk or of the layer, and no file may come without what
+/// its layer gives it: a file system that is full, or an attribute too large for it (ENOSPC, E2BIG), is such an error.
+///
+/// - ENOTSUP: the file system has no attributes of that kind (tmpfs before Linux 6.6, NFS, vfat).
+/// - EPERM: `user.*` of anything but files and directories; `trusted.*` and most of `security.*` in a user namespace.
+/// - EACCES: a security module says no to its own.
+/// - EINVAL: an access control list, or the root of a capability, that names an id which the user namespace does not
+///   have.
+const XATTRS_REFUSED: [(&[u8], &[Errno]); 4] = [
+    (b"user.", &[Errno::NOTSUP, Errno::PERM]),
+    (b"trusted.", &[Errno::NOTSUP, Errno::PERM]),
+    (b"security.", &[Errno::NOTSUP, Errno::PERM, Errno::ACCESS, Errno::INVAL]),
+    (b"system.", &[Errno::NOTSUP, Errno::PERM, Errno::INVAL]),
+];
+
+/// Whether `error` means that an extended attribute cannot be here, and not that something failed.
+pub fn is_xattr_refusal(key: &[u8], error: &io::Error) -> bool {
+    let Some(errno) = Errno::from_io_error(error) else { return false };
+    match XATTRS_REFUSED.iter().find(|(prefix, _)| key.starts_with(prefix)) {
+        Some((_, refusals)) => refusals.contains(&errno),
+        // A kind that Linux does not know.
+        None => errno == Errno::NOTSUP,
+    }
+}
 
 /// A directory tree whose contents are not trusted.
 #[derive(Debug)]
@@ -78,8 +107,17 @@ impl RootDir {
 
     fn plain(&self, path: &LayerPath, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let path = if path.is_root() { b"." } else { path.as_bytes() };
-        resolve_path(self.fd.as_fd(), path, flags, mode, resolve)
+        let mut path = if path.is_root() { b"." } else { path.as_bytes() };
+        let mut above: Option<OwnedFd> = None;
+        // The kernel takes no path of 4096 bytes. Without links a path can be gone along in pieces.
+        while path.len() > PIECE_BYTES_MAX {
+            let Some(cut) = path[..PIECE_BYTES_MAX].iter().rposition(|&byte| byte == b'/') else { break };
+            let from = above.as_ref().unwrap_or(&self.fd).as_fd();
+            let piece = OFlags::PATH | OFlags::DIRECTORY;
+            above = Some(resolve_path(from, &path[..cut], piece, Mode::empty(), resolve)?);
+            path = &path[cut + 1..];
+        }
+        resolve_path(above.as_ref().unwrap_or(&self.fd).as_fd(), path, flags, mode, resolve)
     }
 
     /// Opens a directory without following links.
@@ -289,6 +327,14 @@ impl Directory {
     /// none; `/proc` has to be mounted.
     pub fn set_xattr(&self, name: &[u8], key: &[u8], value: &[u8]) -> io::Result<()> {
         Ok(rustix::fs::lsetxattr(self.proc_path(name)?, key, value, XattrFlags::empty())?)
+    }
+
+    /// Sets an extended attribute of this directory itself.
+    ///
+    /// # Errors
+    /// As [`Directory::set_xattr`].
+    pub fn set_own_xattr(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::fsetxattr(&self.fd, key, value, XattrFlags::empty())?)
     }
 
     /// The value of an extended attribute; `None` where there is no such attribute, or none at all.

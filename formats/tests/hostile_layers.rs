@@ -56,10 +56,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("root-as-symlink.tar", "root of a layer can only be a directory"),
     ("long-component.tar", "longer than 255 bytes"),
     ("long-path.tar", "longer than 4096 bytes"),
-    ("write-through-symlink.tar", "`x/passwd` is refused: it lies under `x`"),
-    ("write-through-relative-symlink.tar", "`d/up/etc/passwd` is refused: it lies under `d/up`"),
     ("write-through-file.tar", "`x/y` is refused: it lies under `x`"),
-    ("directory-replaced-then-written.tar", "`x/passwd` is refused: it lies under `x`"),
     ("hardlink-to-itself.tar", "hard link to itself"),
     ("hardlink-to-root.tar", "hard link to itself or to the root"),
     ("hardlink-with-content.tar", "content of its own"),
@@ -140,6 +137,9 @@ const REFUSED: &[(&str, &str)] = &[
 /// Layers that are read, and all that the index then says.
 const READ: &[Case] = &[
     ("absolute-path.tar", &["file etc/passwd 1"]),
+    ("write-through-symlink.tar", &["file etc/passwd 1", "link x -> /etc"]),
+    ("write-through-relative-symlink.tar", &["dir d", "link d/up -> ../..", "file etc/passwd 1"]),
+    ("directory-replaced-then-written.tar", &["file etc/passwd 1", "link x -> /etc"]),
     ("terminal-escape.tar", &["file a\u{241b}]0;owned\u{2407}b\u{240a} 1"]),
     ("symlink-replaced-by-directory.tar", &["dir x", "file x/passwd 1"]),
     ("directory-replaced-by-symlink.tar", &["link x -> /etc"]),
@@ -361,6 +361,38 @@ fn limits_hold() {
             "{name}: {error}"
         );
     }
+}
+
+/// A large sparse file compresses a thousandfold honestly. What an image names is known for it by its digest.
+#[test]
+fn what_is_proven_is_no_bomb() {
+    let bomb = fixture("gzip-bomb.tar.gz");
+    let limits = Limits { ratio_free: 1 << 20, ..Limits::default() };
+    let refused = LayerIndex::scan(bomb.as_slice(), limits, Default::default()).unwrap_err();
+    assert!(refused.is_ratio(), "{refused}");
+    for algorithm in rimg_formats::digest::Algorithm::ALL {
+        let mut tar = Vec::new();
+        let mut decoder = rimg_formats::compression::Decoder::detect(Box::new(bomb.as_slice())).unwrap();
+        decoder.read_to_end(&mut tar).unwrap();
+        let diff_id = rimg_formats::digest::DiffId::new(rimg_formats::digest::Digest::of(algorithm, &tar));
+        let expected = rimg_formats::layer::Expected { blob: None, diff_id: Some(diff_id) };
+        assert_eq!(LayerIndex::scan(bomb.as_slice(), limits, expected).unwrap().diff_id, diff_id);
+        let total = Limits { max_uncompressed: 1 << 20, ..limits };
+        assert!(LayerIndex::scan(bomb.as_slice(), total, expected).is_err(), "the limit on all of it stays");
+    }
+    let proven = limits.without_ratio();
+    assert!(LayerIndex::scan(bomb.as_slice(), proven, Default::default()).is_ok());
+}
+
+/// Behind a layer there is nothing; copies of archives in blocks have zeros there, which other tools never read.
+#[test]
+fn an_archive_may_be_followed_by_zeros() {
+    let scan =
+        |name| LayerIndex::scan_archive(fixture(name).as_slice(), Limits::default(), Default::default());
+    let index = scan("gzip-trailing-zeros.tar.gz").unwrap();
+    assert_eq!(index.entries.len(), 1);
+    assert_eq!(index.blob_size, fixture("gzip-trailing-zeros.tar.gz").len() as u64);
+    assert!(scan("gzip-trailing-garbage.tar.gz").unwrap_err().to_string().contains("not gzip"));
 }
 
 #[test]

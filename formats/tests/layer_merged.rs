@@ -62,7 +62,8 @@ fn layers_apply_in_order() {
         (&["dir d\nfile d/a", "gone d/a"], &["d:0"]),
         (&["dir d\nfile d/a", "gone d"], &[]),
         (&["dir d\nfile d/a", "dir d\nopaque d\nfile d/b"], &["d:1", "d/b:1"]),
-        (&["file a", "opaque "], &[]),
+        // No directory can hide whole layers.
+        (&["file a", "opaque "], &["a:0"]),
         // A marker never touches its own layer.
         (&["file a", "gone a\nfile a"], &["a:1"]),
         (&["dir d\nfile d/a", "gone d\ndir d\nfile d/b"], &["d:1", "d/b:1"]),
@@ -75,18 +76,26 @@ fn layers_apply_in_order() {
         (&["file a/b/c"], &["a:-", "a/b:-", "a/b/c:0"]),
         (&["file a/b/c", "dir a"], &["a:1", "a/b:-", "a/b/c:0"]),
         (&["file a", "file a/b"], &["a:-", "a/b:1"]),
-        // Entries land behind links of the layers below.
+        // What lies below a link of the layers below makes a directory of it, with the attributes of what it leads to.
         (
-            &["link lib -> usr/lib\ndir usr\ndir usr/lib", "file lib/x\nfile lib/y/z"],
-            &["lib:0", "usr:0", "usr/lib:0", "usr/lib/x:1", "usr/lib/y:-", "usr/lib/y/z:1"],
+            &["link lib -> usr/lib\ndir usr\ndir usr/lib\ndir usr/lib/y", "file lib/x\nfile lib/y/z"],
+            &["lib:0", "lib/x:1", "lib/y:0", "lib/y/z:1", "usr:0", "usr/lib:0", "usr/lib/y:0"],
         ),
-        (&["link lib -> /usr/lib\nfile usr/lib/x", "gone lib/x"], &["lib:0", "usr:-", "usr/lib:-"]),
+        (
+            &["link lib -> /usr/lib\nfile usr/lib/x", "gone lib/x"],
+            &["lib:-", "usr:-", "usr/lib:-", "usr/lib/x:0"],
+        ),
         (
             &["link lib -> /usr/lib\nfile usr/lib/x", "opaque lib\nfile lib/y"],
-            &["lib:0", "usr:-", "usr/lib:-", "usr/lib/y:1"],
+            &["lib:-", "lib/y:1", "usr:-", "usr/lib:-", "usr/lib/x:0"],
         ),
-        (&["link lib -> lib", "file lib/x\nfile a"], &["a:1", "lib:0"]),
-        (&["dir a\nfile a/x", "gone nothing/there\ngone a/y"], &["a:0", "a/x:0"]),
+        (&["link lib -> lib", "file lib/x\nfile a"], &["a:1", "lib:-", "lib/x:1"]),
+        (&["file a", "gone a/x"], &["a:-"]),
+        // A directory that the layer removes does not lend its attributes; one that it only empties does.
+        (&["dir d\nfile d/a", "gone d\nfile d/b"], &["d:-", "d/b:1"]),
+        (&["dir d\nfile d/a", "opaque d\nfile d/b"], &["d:0", "d/b:1"]),
+        (&["dir d\ndir d/e\nfile d/e/a", "opaque d\nfile d/e/b"], &["d:0", "d/e:-", "d/e/b:1"]),
+        (&["dir a\nfile a/x", "gone nothing/there\ngone a/y"], &["a:0", "a/x:0", "nothing:-"]),
     ];
     for (layers, expected) in cases {
         assert_eq!(listing(&tree(layers)), *expected, "{layers:?}");
@@ -154,8 +163,8 @@ fn paths_resolve_as_inside() {
     let link = tree.resolve_no_follow("lib/../../abs").unwrap();
     assert_eq!(link.path, path("abs"));
     assert!(matches!(link.node.unwrap().kind(), EntryKind::Symlink { .. }));
-    assert_eq!(tree.land(&path("lib/os-release")).unwrap(), path("usr/lib/os-release"));
-    assert_eq!(tree.land(&path("lib")).unwrap(), path("lib"));
+    assert_eq!(tree.resolve_no_follow("lib/os-release").unwrap().path, path("usr/lib/os-release"));
+    assert_eq!(tree.resolve_no_follow("lib").unwrap().path, path("lib"));
 }
 
 #[test]

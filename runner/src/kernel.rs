@@ -125,6 +125,16 @@ impl OverlayAttributes {
         }
     }
 
+    /// The attribute that makes overlayfs look for whiteouts in a directory of one layer alone. Without it the names of
+    /// whiteouts there are listed, though nothing can be found under them.
+    #[must_use]
+    pub fn origin(self) -> &'static [u8] {
+        match self {
+            OverlayAttributes::User => b"user.overlay.origin",
+            OverlayAttributes::Trusted => b"trusted.overlay.origin",
+        }
+    }
+
     /// The mount options that choose them. Directories that were renamed and files without their content would need
     /// marks that no layer can express; with `userxattr` there are none.
     pub(crate) fn options(self) -> &'static [(&'static str, Option<&'static str>)] {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use rimg_formats::digest::ChainId;
 use rimg_formats::store::Store;
 use rimg_formats::store::prune::InUse;
 use rimg_runner::containers::Containers;
@@ -24,7 +25,12 @@ pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<u64, Failure> {
     let mut wanted = HashSet::new();
     for record in store.images()? {
         if let Ok(image) = store.image(&record.digest, None) {
-            wanted.extend(image.layers.iter().map(|(_, diff_id)| diff_id.digest().hex()));
+            let mut chain = None;
+            for (_, diff_id) in &image.layers {
+                let next = ChainId::of(chain.as_ref(), diff_id);
+                wanted.extend([diff_id.digest().hex(), next.digest().hex()]);
+                chain = Some(next);
+            }
         }
     }
     let snapshots = Snapshots::open(&folder, Owners::Keep)?;

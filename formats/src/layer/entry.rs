@@ -104,6 +104,15 @@ pub fn is_machine_xattr(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") || name == b"security.selinux"
 }
 
+/// Whether an extended attribute is one that layers made here keep: capabilities, a user's own, and access control
+/// lists. All others describe the host: labels of security modules, and marks that only the host's root may make.
+pub fn is_image_xattr(name: &[u8]) -> bool {
+    let kept = name == b"security.capability"
+        || name.starts_with(b"user.")
+        || name.starts_with(b"system.posix_acl_");
+    kept && !is_machine_xattr(name)
+}
+
 /// The order of entries in a layer rimg writes, and in every index.
 ///
 /// Depth first by components. Within a directory its opaque marker comes first, then its whiteouts, then what it

@@ -55,6 +55,24 @@ pub enum LayerError {
     },
 }
 
+/// What [`Limits::max_ratio`](super::Limits) bounds.
+pub(super) const RATIO: &str = "uncompressed bytes for each compressed one";
+
+impl LayerError {
+    /// Whether the layer only compresses too well to be taken on trust: see [`Limits::without_ratio`](super::Limits).
+    pub fn is_ratio(&self) -> bool {
+        match self {
+            LayerError::Limit { what, .. } => *what == RATIO,
+            // The content of a file is read as `io::Read`.
+            LayerError::Read(error) => error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<LayerError>())
+                .is_some_and(LayerError::is_ratio),
+            _ => false,
+        }
+    }
+}
+
 /// An error of the stream below, told apart by what it means for the layer.
 pub(super) fn failure(error: io::Error, what: &'static str, offset: u64) -> LayerError {
     let error = match error.downcast::<LayerError>() {

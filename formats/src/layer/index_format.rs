@@ -46,7 +46,7 @@ pub enum IndexError {
 
 impl LayerIndex {
     /// Version of the file format; raised with every change of it, or of what entries mean.
-    pub const FORMAT_VERSION: u32 = 1;
+    pub const FORMAT_VERSION: u32 = 2;
 
     /// Writes the index as a file.
     ///

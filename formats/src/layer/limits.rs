@@ -6,7 +6,9 @@
 pub struct Limits {
     /// Bytes of the uncompressed tar.
     pub max_uncompressed: u64,
-    /// Uncompressed bytes for each compressed one. gzip reaches 1030 on zeros, zstd 30,000; real layers stay below 20.
+    /// Uncompressed bytes for each compressed one, of what nobody has proven yet. gzip reaches 1030 on zeros, zstd
+    /// 30,000; most layers stay below 20, but one with a large sparse file goes beyond: see
+    /// [`Limits::without_ratio`].
     pub max_ratio: u64,
     /// Uncompressed bytes that are free of `max_ratio`: small blobs of zeros compress a thousandfold honestly.
     pub ratio_free: u64,
@@ -29,5 +31,15 @@ impl Default for Limits {
             max_file: 16 << 40,
             max_metadata: 512 << 20,
         }
+    }
+}
+
+impl Limits {
+    /// The same for bytes that are proven: rimg wrote them, they are the caller's own, or they have been hashed and
+    /// are the tar that an image names. The ratio says nothing about those: a disk image, a swap file or a `lastlog`
+    /// compresses a thousandfold honestly.
+    #[must_use]
+    pub fn without_ratio(self) -> Limits {
+        Limits { max_ratio: u64::MAX, ..self }
     }
 }

@@ -23,7 +23,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::writer::LayerCompression;
+use super::writer::{LayerCompression, MEMBER_BYTES_MAX};
 use crate::compression::Member;
 use crate::digest::{Algorithm, DiffId, Digest, Hasher};
 
@@ -119,7 +119,7 @@ impl<W: Write> MemberWriter<W> {
     /// An empty piece, on the buffer of an earlier one where there is one.
     pub(super) fn next_piece(&self) -> Piece {
         let used = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let bytes = used.unwrap_or_else(|| Vec::with_capacity(super::writer::MEMBER_BYTES_MAX));
+        let bytes = used.unwrap_or_else(|| Vec::with_capacity(MEMBER_BYTES_MAX));
         Piece { bytes, contents: Vec::new(), buffers: Some(Arc::clone(&self.buffers)) }
     }
 
@@ -261,7 +261,12 @@ impl Compressed {
 struct Compressor {
     codec: Codec,
     scratch: Vec<u8>,
+    /// A whole piece of zeros, compressed: disk images and the like have thousands.
+    zeros: Option<Vec<u8>>,
 }
+
+/// A whole piece of zeros.
+static ZEROS: [u8; MEMBER_BYTES_MAX] = [0; MEMBER_BYTES_MAX];
 
 enum Codec {
     Gzip(libdeflater::Compressor),
@@ -286,7 +291,7 @@ impl Compressor {
             LayerCompression::Zstd { level } => Codec::Zstd(zstd::bulk::Compressor::new(i32::from(level))?),
             LayerCompression::None => Codec::None,
         };
-        Ok(Compressor { codec, scratch: Vec::new() })
+        Ok(Compressor { codec, scratch: Vec::new(), zeros: None })
     }
 
     /// One member or frame. libdeflate's gzip header has time 0 and OS 255 ("unknown", RFC 1952, 2.3.1), so it is
@@ -294,6 +299,10 @@ impl Compressor {
     fn compress(&mut self, piece: Arc<Piece>) -> io::Result<Compressed> {
         let input = &piece.bytes;
         let piece_bytes = input.len() as u64;
+        let is_zeros = input.as_slice() == ZEROS;
+        if is_zeros && let Some(zeros) = &self.zeros {
+            return Ok(Compressed { piece_bytes, bytes: CompressedBytes::Member(zeros.clone()) });
+        }
         let length = match &mut self.codec {
             Codec::None => return Ok(Compressed { piece_bytes, bytes: CompressedBytes::Plain(piece) }),
             Codec::Gzip(gzip) => {
@@ -307,7 +316,11 @@ impl Compressor {
                 zstd.compress_to_buffer(input, &mut self.scratch[..])?
             }
         };
-        Ok(Compressed { piece_bytes, bytes: CompressedBytes::Member(self.scratch[..length].to_vec()) })
+        let member = self.scratch[..length].to_vec();
+        if is_zeros {
+            self.zeros = Some(member.clone());
+        }
+        Ok(Compressed { piece_bytes, bytes: CompressedBytes::Member(member) })
     }
 }
 

@@ -3,14 +3,14 @@
 //! The tree is persistent: [`MergedTree::with_layer`] shares every directory that the new layer does not touch with
 //! the tree it started from, so that the tree after each step of a build costs what the step changed.
 //!
-//! Layers mean what they mean to containerd, whose reading most images were tested with:
+//! Layers mean what overlay tools make of them: [`super::own_tree`] has the rules for one layer, and one layer on
+//! others is as overlayfs shows it:
 //!
 //! - whiteouts and opaque markers remove from the layers below, never from their own;
 //! - a directory over a directory replaces its attributes, anything else replaces all that was there;
-//! - an entry whose parent directory the layer does not mention, where a layer below has a symbolic link instead of
-//!   that directory, lands where the link points inside the tree (see [`MergedTree::land`]). Images of tools that
-//!   write `lib/x` onto a base whose `lib` links to `usr/lib` need it;
-//! - parents that no layer mentions exist as directories of root's with mode 0755.
+//! - a directory that the layer has without an entry has the attributes of what its path leads to below, if that is a
+//!   directory which the layer does not remove; else it is root's with mode 0755. It takes the place of a file or a
+//!   symbolic link, as `lib` does on a base whose `lib` links to `usr/lib`.
 //!
 //! `apply` puts layers on top, `follow` goes along paths; the rest looks at the result.
 
@@ -23,13 +23,12 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::entry::{EntryKind, Mtime};
+use super::LINKS_MAX;
+use super::entry::{Entry, EntryKind, Mtime};
 use super::index::{FileContent, IndexEntry, LayerIndex};
+use super::own_tree::Implied;
 use super::path::{LayerPath, LayerPathError};
 use crate::digest::Digest;
-
-/// Symbolic links followed on the way to one path, as in the kernel.
-const LINKS_MAX: usize = 40;
 
 /// The tree that a stack of layers makes.
 #[derive(Clone, Debug)]
@@ -163,14 +162,18 @@ impl MergedTree {
         self.follow(path.as_ref(), false)
     }
 
-    /// Where an entry of a layer on top of this tree lands: its own path, with links among the directories above it
-    /// followed. Whoever unpacks a layer by itself has to put its entries there, except below directories that the
-    /// layer brings along.
-    ///
-    /// # Errors
-    /// See [`ResolveError`].
-    pub fn land(&self, path: &LayerPath) -> Result<LayerPath, ResolveError> {
-        Ok(self.follow(path.as_bytes(), false)?.path)
+    /// The attributes of a directory that a layer on top of this tree has without an entry: those of the directory
+    /// that its path leads to here. `None` where there is none: root's with mode 0755 and the time 0.
+    pub fn implied(&self, implied: &Implied) -> Option<&Entry> {
+        let folder = if implied.removed { None } else { self.leads_to_folder(&implied.path) };
+        folder?.source.map(|source| &self.entry_of(source).entry)
+    }
+
+    /// The file that a hard link of a layer on top of this tree names, when the layer does not have the target itself:
+    /// links on the way are followed, the target is not.
+    pub fn link_target(&self, target: &LayerPath) -> Option<Node<'_>> {
+        let found = self.resolve_no_follow(target.as_bytes()).ok()?.node?;
+        if found.is_directory() { None } else { self.link_source(found) }
     }
 
     /// The names in a directory and what they are, sorted; `None` when `path` is no directory.

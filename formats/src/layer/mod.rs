@@ -9,6 +9,7 @@
 //! | [`reader`] | entries out of any tar, from anybody |
 //! | `block`, `pax`, `sparse`, `names`, `content`, `stream` | the pieces of such a tar, parsed with suspicion |
 //! | `error` | what can be wrong with one |
+//! | [`own_tree`] | what one layer makes by itself: the rules of unpacking |
 //! | `prefixes` | paths and what lies above them as numbers, for millions of them |
 //! | `scan` | an index out of anybody's blob |
 //! | [`index`] | what a layer contains and where, without unpacking it |
@@ -28,6 +29,7 @@ mod limits;
 mod members;
 pub mod merged;
 mod names;
+pub mod own_tree;
 pub mod path;
 mod pax;
 mod prefixes;
@@ -38,12 +40,13 @@ mod stream;
 pub mod writer;
 
 pub use content::Content;
-pub use entry::{Entry, EntryKind, Mtime, is_machine_xattr, layer_order};
+pub use entry::{Entry, EntryKind, Mtime, is_image_xattr, is_machine_xattr, layer_order};
 pub use error::LayerError;
 pub use index::{FileContent, IndexEntry, LayerIndex, OtherOwner};
 pub use index_format::IndexError;
 pub use limits::Limits;
 pub use merged::{MergedTree, Node, ResolveError, Resolved, Walk};
+pub use own_tree::{Action, Implied, OwnTree, Placed};
 pub use path::{LayerPath, LayerPathError};
 pub use reader::{LayerReader, ReadMode};
 pub use scan::Expected;
@@ -51,3 +54,6 @@ pub use sparse::Segment;
 pub use writer::{FinishedLayer, LayerCompression, LayerOptions, LayerWriter, MtimePolicy, WriteError};
 
 pub use crate::compression::Member;
+
+/// Symbolic links followed on the way to one path, as in the kernel.
+const LINKS_MAX: usize = 40;

@@ -24,11 +24,6 @@ impl PathHashes {
             hasher.clone().finish()
         })
     }
-
-    /// The hash of `path`.
-    pub(super) fn of(&self, path: &LayerPath) -> u64 {
-        self.down_to(path).last().unwrap_or_default()
-    }
 }
 
 /// Counts the directories that a layer's entries lie in, named by the layer or not: whoever unpacks it has to make
@@ -70,9 +65,10 @@ mod tests {
     #[test]
     fn a_path_has_one_hash_wherever_it_is_met() {
         let hashes = PathHashes::default();
+        let of = |text: &str| hashes.down_to(&path(text)).last().unwrap();
         let all: Vec<u64> = hashes.down_to(&path("a/b/c")).collect();
-        assert_eq!(all, [hashes.of(&path("a")), hashes.of(&path("a/b")), hashes.of(&path("a/b/c"))]);
-        assert_ne!(hashes.of(&path("a/bc")), hashes.of(&path("ab/c")));
+        assert_eq!(all, [of("a"), of("a/b"), of("a/b/c")]);
+        assert_ne!(of("a/bc"), of("ab/c"));
         assert_eq!(hashes.down_to(&LayerPath::root()).count(), 0);
     }
 

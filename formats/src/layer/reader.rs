@@ -13,13 +13,12 @@
 //! | `dir/.wh..wh..opq` | [`EntryKind::OpaqueMarker`] of `dir` |
 //! | other `.wh..wh.` names | skipped: they are AUFS's own bookkeeping |
 //! | `.wh.`, `.wh..`, `.wh...`, below a `.wh.` name, a whiteout that is no regular file | refused |
-//! | a link, device or FIFO with content; a hard link to itself | refused |
+//! | a link, device or FIFO with content; a hard link to the root | refused |
 //! | attributes of [`is_machine_xattr`] | dropped |
 //! | types other than those of [`EntryKind`] | refused |
 //! | a global PAX header with paths, sizes or attributes | refused |
 //!
-//! The entries are what the layer says, one after the other; duplicates and entries beneath links are judged by
-//! [`super::index`] and by whoever unpacks.
+//! The entries are what the layer says, one after the other; what they come to together is for [`super::own_tree`].
 
 mod kind;
 
@@ -38,7 +37,7 @@ use super::pax::{Extensions, PAX_BYTES_MAX};
 use super::prefixes::DirectoryCount;
 use super::sparse::Segment;
 use super::stream::{LayerStream, StreamEnd};
-use crate::digest::DiffId;
+use crate::digest::{Algorithm, DiffId};
 
 /// How names beginning with `.wh.` are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +90,12 @@ impl<'a> LayerReader<'a> {
     ///
     /// # Errors
     /// When the first bytes cannot be read.
-    pub fn hashing(input: impl Read + Send + 'a, limits: Limits) -> Result<LayerReader<'a>, LayerError> {
-        let stream = LayerStream::new(Box::new(input), limits, true).map_err(LayerError::Read)?;
+    pub fn hashing(
+        input: impl Read + Send + 'a,
+        limits: Limits,
+        algorithm: Algorithm,
+    ) -> Result<LayerReader<'a>, LayerError> {
+        let stream = LayerStream::new(Box::new(input), limits, Some(algorithm)).map_err(LayerError::Read)?;
         Ok(LayerReader::over(stream, limits, ReadMode::Layer))
     }
 
@@ -113,7 +116,7 @@ impl<'a> LayerReader<'a> {
         limits: Limits,
         mode: ReadMode,
     ) -> Result<LayerReader<'a>, LayerError> {
-        let stream = LayerStream::new(Box::new(input), limits, false).map_err(LayerError::Read)?;
+        let stream = LayerStream::new(Box::new(input), limits, None).map_err(LayerError::Read)?;
         Ok(LayerReader::over(stream, limits, mode))
     }
 
@@ -327,7 +330,7 @@ impl<'a> LayerReader<'a> {
         if path.is_root() && kind != EntryKind::Directory {
             return Err(refused("the root of a layer can only be a directory".to_owned()));
         }
-        if matches!(&kind, EntryKind::Hardlink { target } if *target == path || target.is_root()) {
+        if matches!(&kind, EntryKind::Hardlink { target } if target.is_root()) {
             return Err(refused("it is a hard link to itself or to the root".to_owned()));
         }
         let Some((path, kind)) = markers(path, kind, self.mode).map_err(refused)? else { return Ok(None) };

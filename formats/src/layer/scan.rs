@@ -1,9 +1,7 @@
 //! Making a [`LayerIndex`] out of a blob that somebody else wrote, in one pass.
 //!
-//! The index says what unpacking the layer would leave behind. Of several entries for one path the last one counts;
-//! a file that takes a directory's place takes what was in the directory with it. An entry beneath a path that the
-//! same layer made something other than a directory is refused: unpacked naively it would be written through a
-//! symbolic link, and no tool that makes layers has a reason for it.
+//! The index says what unpacking the layer by itself would leave behind: each path once, without links of the layer
+//! on the way to it. [`super::own_tree`] has the rules.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -12,11 +10,12 @@ use super::entry::{EntryKind, layer_order};
 use super::error::{LayerError, failure};
 use super::index::{IndexEntry, LayerIndex};
 use super::limits::Limits;
-use super::path::{LayerPath, printable};
-use super::prefixes::PathHashes;
+use super::own_tree::{Action, OwnTree};
+use super::path::LayerPath;
 use super::reader::{LayerReader, ReadMode};
 use super::sparse::Segment;
 use super::stream::LayerStream;
+use crate::compression::Padding;
 use crate::digest::{Algorithm, DiffId, Digest, Hasher};
 
 /// What a blob has to be.
@@ -41,28 +40,54 @@ impl LayerIndex {
         limits: Limits,
         expected: Expected,
     ) -> Result<LayerIndex, LayerError> {
-        let algorithm = expected.blob.map_or(Algorithm::Sha256, |digest| digest.algorithm());
-        let mut blob = BlobHash { input, hasher: Hasher::new(algorithm), size: 0 };
-        let scanned = scan_stream(&mut blob, limits);
-        // A wrong blob should be called wrong, not malformed, and nothing about it is worth knowing.
-        if scanned.is_err() && expected.blob.is_some() {
-            io::copy(&mut blob, &mut io::sink()).map_err(LayerError::Read)?;
-        }
-        let (digest, blob_size) = (blob.hasher.finish(), blob.size);
-        check("digest", expected.blob, digest)?;
-        let (builder, end) = scanned?;
-        let diff_id = end.diff_id.unwrap_or_else(|| DiffId::new(digest));
-        check("diff_id", expected.diff_id.map(|diff_id| *diff_id.digest()), *diff_id.digest())?;
-        Ok(LayerIndex {
-            diff_id,
-            blob: digest,
-            blob_size,
-            compression: end.compression,
-            uncompressed_size: end.uncompressed_size,
-            entries: builder.finish(),
-            members: end.members,
-        })
+        scan(input, limits, expected, Padding::Refused)
     }
+
+    /// As [`LayerIndex::scan`], for an archive that is the caller's own and no layer: however well it compresses, and
+    /// with the zeros behind a gzip stream that tapes and copies in blocks leave, which GNU gzip passes over and
+    /// BuildKit never reads.
+    ///
+    /// # Errors
+    /// As [`LayerIndex::scan`].
+    pub fn scan_archive(
+        input: impl Read + Send,
+        limits: Limits,
+        expected: Expected,
+    ) -> Result<LayerIndex, LayerError> {
+        scan(input, limits.without_ratio(), expected, Padding::Allowed)
+    }
+}
+
+fn scan(
+    input: impl Read + Send,
+    limits: Limits,
+    expected: Expected,
+    padding: Padding,
+) -> Result<LayerIndex, LayerError> {
+    let algorithm = expected.blob.map_or(Algorithm::Sha256, |digest| digest.algorithm());
+    let mut blob = BlobHash { input, hasher: Hasher::new(algorithm), size: 0 };
+    // What turns out to have the digest that an image names is no bomb, however small it was.
+    let limits = if expected.diff_id.is_some() { limits.without_ratio() } else { limits };
+    let hash = expected.diff_id.map_or(Algorithm::Sha256, |diff_id| diff_id.digest().algorithm());
+    let scanned = scan_stream(&mut blob, limits, hash, padding);
+    // A wrong blob should be called wrong, not malformed, and nothing about it is worth knowing.
+    if scanned.is_err() && expected.blob.is_some() {
+        io::copy(&mut blob, &mut io::sink()).map_err(LayerError::Read)?;
+    }
+    let (digest, blob_size) = (blob.hasher.finish(), blob.size);
+    check("digest", expected.blob, digest)?;
+    let (builder, end) = scanned?;
+    let diff_id = end.diff_id.unwrap_or_else(|| DiffId::new(digest));
+    check("diff_id", expected.diff_id.map(|diff_id| *diff_id.digest()), *diff_id.digest())?;
+    Ok(LayerIndex {
+        diff_id,
+        blob: digest,
+        blob_size,
+        compression: end.compression,
+        uncompressed_size: end.uncompressed_size,
+        entries: builder.finish(),
+        members: end.members,
+    })
 }
 
 fn check(what: &'static str, expected: Option<Digest>, actual: Digest) -> Result<(), LayerError> {
@@ -77,10 +102,13 @@ fn check(what: &'static str, expected: Option<Digest>, actual: Digest) -> Result
 fn scan_stream(
     blob: impl Read + Send,
     limits: Limits,
+    hash: Algorithm,
+    padding: Padding,
 ) -> Result<(IndexBuilder, super::stream::StreamEnd), LayerError> {
-    let stream = LayerStream::new(Box::new(blob), limits, true).map_err(LayerError::Read)?;
+    let stream =
+        LayerStream::new(Box::new(blob), limits, Some(hash)).map_err(LayerError::Read)?.with_padding(padding);
     let mut reader = LayerReader::over(stream, limits, ReadMode::Layer);
-    let mut builder = IndexBuilder::default();
+    let mut builder = IndexBuilder::new(&limits);
     while let Some(entry) = reader.next_entry()? {
         let offset = reader.content_offset();
         let mut segments = reader.segments().unwrap_or_default().to_vec();
@@ -128,76 +156,76 @@ impl<R: Read> Read for BlobHash<R> {
 }
 
 /// Collects the entries of a tar in its own order.
-#[derive(Default)]
 struct IndexBuilder {
     entries: Vec<IndexEntry>,
-    hashes: PathHashes,
-    /// The latest entry of each path, markers aside, by the path's hash.
-    latest: HashMap<u64, usize>,
-    /// The directory of the entry before, known to be good.
-    parent: Option<LayerPath>,
+    tree: OwnTree,
+    /// Hard links to entries of the layer, and those entries.
+    links: Vec<(u32, u32)>,
+    /// Hard links whose target was not there when they came.
+    later: Vec<u32>,
 }
 
 impl IndexBuilder {
-    fn push(&mut self, entry: IndexEntry) -> Result<(), LayerError> {
-        let parent = entry.path().parent();
-        if parent != self.parent {
-            if let Some(parent) = &parent {
-                self.check_ancestors(&entry, parent)?;
+    fn new(limits: &Limits) -> IndexBuilder {
+        IndexBuilder { entries: Vec::new(), tree: OwnTree::new(limits), links: Vec::new(), later: Vec::new() }
+    }
+
+    fn push(&mut self, mut entry: IndexEntry) -> Result<(), LayerError> {
+        // The reader's limit on entries is far below.
+        let number = self.entries.len() as u32;
+        let placed = self.tree.place(number, &entry.entry)?;
+        entry.entry.path = placed.path;
+        match placed.action {
+            Action::Link { carrier, .. } | Action::LinkLater { carrier: Some(carrier), .. } => {
+                self.links.push((number, carrier));
             }
-            self.parent = parent;
-        }
-        if !entry.entry.is_marker() {
-            let here = self.latest.insert(self.hashes.of(entry.path()), self.entries.len());
-            // What was a directory may be none any more.
-            if here.is_some() {
-                self.parent = None;
-            }
+            Action::LinkLater { carrier: None, .. } => self.later.push(number),
+            _ => {}
         }
         self.entries.push(entry);
         Ok(())
     }
 
-    fn check_ancestors(&self, entry: &IndexEntry, parent: &LayerPath) -> Result<(), LayerError> {
-        for hash in self.hashes.down_to(parent) {
-            let Some(found) = self.latest.get(&hash).map(|&at| &self.entries[at].entry) else { continue };
-            if found.kind != EntryKind::Directory && parent.starts_with(&found.path) {
-                let reason = format!(
-                    "it lies under `{}`, which the same layer makes something other than a directory",
-                    found.path
-                );
-                return Err(LayerError::Refused { name: printable(entry.path().as_bytes()), reason });
+    /// What unpacking would leave, in layer order.
+    fn finish(mut self) -> Vec<IndexEntry> {
+        let mut standing = self.tree.standing(self.entries.len());
+        for number in std::mem::take(&mut self.later) {
+            if let EntryKind::Hardlink { target } = &mut self.entries[number as usize].entry.kind
+                && let Some(found) = self.tree.link_target(target)
+            {
+                *target = found;
             }
         }
-        Ok(())
+        self.settle_links(&standing);
+        let markers = self.entries.iter().zip(&mut standing).filter(|(entry, _)| entry.entry.is_marker());
+        for (entry, standing) in markers {
+            *standing = self.tree.marks(&entry.entry);
+        }
+        let kept = self.entries.into_iter().zip(standing).filter(|(_, standing)| *standing);
+        let mut entries: Vec<IndexEntry> = kept.map(|(entry, _)| entry).collect();
+        entries.sort_by(|left, right| layer_order(&left.entry, &right.entry));
+        // Only markers can be there twice.
+        entries.dedup_by(|next, kept| layer_order(&next.entry, &kept.entry).is_eq());
+        entries
     }
 
-    /// What unpacking would leave, in layer order.
-    fn finish(self) -> Vec<IndexEntry> {
-        let mut numbered: Vec<(usize, IndexEntry)> = self.entries.into_iter().enumerate().collect();
-        // Later ones first among equals, so that `dedup` keeps them.
-        numbered.sort_by(|(left_at, left), (right_at, right)| {
-            layer_order(&left.entry, &right.entry).then(right_at.cmp(left_at))
-        });
-        numbered.dedup_by(|next, kept| layer_order(&next.1.entry, &kept.1.entry).is_eq());
-        drop_replaced(&mut numbered);
-        numbered.into_iter().map(|(_, entry)| entry).collect()
+    /// Lets each hard link name a path at which its file still is. Where the file's first name is gone, the first of
+    /// its links takes over its content and attributes.
+    fn settle_links(&mut self, standing: &[bool]) {
+        let mut names: HashMap<u32, LayerPath> = HashMap::new();
+        for &(number, carrier) in &self.links {
+            let (number, carrier_at) = (number as usize, carrier as usize);
+            if !standing[number] {
+                continue;
+            }
+            let at = if standing[carrier_at] { carrier_at } else { number };
+            let target = names.entry(carrier).or_insert_with(|| self.entries[at].path().clone()).clone();
+            if target == *self.entries[number].path() {
+                self.entries[number] = self.entries[carrier_at].clone();
+                self.entries[number].entry.path = target;
+            } else {
+                self.entries[number].entry.kind = EntryKind::Hardlink { target };
+            }
+        }
     }
-}
-
-/// Drops what lay in a directory before something else took the directory's place.
-fn drop_replaced(numbered: &mut Vec<(usize, IndexEntry)>) {
-    let mut blocker: Option<LayerPath> = None;
-    numbered.retain(|(_, entry)| {
-        let below = blocker
-            .as_ref()
-            .is_some_and(|blocker| entry.path().starts_with(blocker) && entry.path() != blocker);
-        if below {
-            return false;
-        }
-        if !entry.entry.is_marker() && entry.entry.kind != EntryKind::Directory {
-            blocker = Some(entry.path().clone());
-        }
-        true
-    });
 }

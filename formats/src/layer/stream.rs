@@ -2,9 +2,9 @@
 
 use std::io::{self, Read};
 
-use super::error::LayerError;
+use super::error::{LayerError, RATIO};
 use super::limits::Limits;
-use crate::compression::{Compression, Decoder, Member};
+use crate::compression::{Compression, Decoder, Member, Padding};
 use crate::digest::{Algorithm, DiffId, Hasher};
 
 pub(super) struct LayerStream<'a> {
@@ -25,10 +25,15 @@ impl<'a> LayerStream<'a> {
     pub(super) fn new(
         input: Box<dyn Read + Send + 'a>,
         limits: Limits,
-        hash: bool,
+        hash: Option<Algorithm>,
     ) -> io::Result<LayerStream<'a>> {
-        let hasher = hash.then(|| Hasher::new(Algorithm::Sha256));
+        let hasher = hash.map(Hasher::new);
         Ok(LayerStream { decoder: Decoder::detect(input)?, limits, hasher })
+    }
+
+    /// What becomes of zeros behind the compressed stream.
+    pub(super) fn with_padding(self, padding: Padding) -> LayerStream<'a> {
+        LayerStream { decoder: self.decoder.with_padding(padding), ..self }
     }
 
     /// The result; meaningful once a read has returned 0.
@@ -48,10 +53,7 @@ impl<'a> LayerStream<'a> {
             return Err(LayerError::Limit { what: "uncompressed bytes", limit: max_uncompressed });
         }
         if produced > ratio_free && produced / consumed.max(1) > max_ratio {
-            return Err(LayerError::Limit {
-                what: "uncompressed bytes for each compressed one",
-                limit: max_ratio,
-            });
+            return Err(LayerError::Limit { what: RATIO, limit: max_ratio });
         }
         Ok(())
     }

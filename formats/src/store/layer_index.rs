@@ -39,9 +39,13 @@ impl Store {
         layer: &Digest,
         diff_id: Option<&DiffId>,
     ) -> Result<Arc<LayerIndex>, StoreError> {
-        let index = match self.index_in_use(layer) {
+        // An index has its diff_id by one algorithm; an image may name the layer by another.
+        let comparable = |index: &LayerIndex| {
+            diff_id.is_none_or(|diff_id| diff_id.digest().algorithm() == index.diff_id.digest().algorithm())
+        };
+        let index = match self.index_in_use(layer).filter(|index| comparable(index)) {
             Some(index) => index,
-            None => match self.index_on_disk(layer) {
+            None => match self.index_on_disk(layer).filter(comparable) {
                 Some(index) => self.share_index(index),
                 None => self.scan_layer(layer, diff_id)?,
             },

@@ -1,29 +1,31 @@
-//! [`apply`]: unpacks one layer into a directory that becomes an overlay's lower (image-spec, *Applying Changesets*).
+//! [`Unpacking`]: one layer becomes a directory that is an overlay's lower (image-spec, *Applying Changesets*).
 //!
-//! Names come from strangers. Each is used as a path once, through [`RootDir`], to reach the directory that holds the
-//! entry; the entry itself is made by its last component, exclusively, and never followed. A directory reached through
-//! a link of the same layer is followed inside the tree, as a process in the container would.
+//! What an entry means is decided by [`OwnTree`]; here it is carried out. Names come from strangers: each placed path
+//! is used once, through [`RootDir`] and without following any link, to reach the directory that holds the entry; the
+//! entry itself is made by its last component, exclusively, and never followed.
+//!
+//! A layer that has directories without entries, or hard links to files that it does not have, depends on the layers
+//! below: these are asked once, at the end, as a [`MergedTree`](rimg_formats::layer::MergedTree).
 //!
 //! What cannot be made without privilege (devices, foreign attributes) is left out and counted: the sandbox brings its
 //! own `/dev`, and an image that needs the rest says so when it runs.
 
-use std::collections::HashSet;
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 
-use rimg_formats::layer::{Entry, EntryKind, LayerError, LayerPath, LayerReader, Mtime};
-use rimg_formats::root_dir::{Directory, RootDir, timestamps};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rimg_formats::layer::{
+    Action, Entry, EntryKind, LayerError, LayerPath, LayerReader, Limits, MergedTree, Mtime, OwnTree, Placed,
+};
+use rimg_formats::root_dir::{Directory, RootDir, is_xattr_refusal, timestamps};
+use rimg_formats::sparse_file::write_sparse;
+use rustix::fs::{FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 
 use super::Owners;
+use super::source::LayerSource;
 use crate::kernel::overlay_attributes;
 
 /// What overlayfs keeps its own notes in. An image that ships such attributes wants to steer the overlay.
 const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
-/// Bytes copied at once, and the size of holes that are kept as holes.
-const COPY_BYTES: usize = 128 << 10;
 
 /// Why a layer cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +34,9 @@ pub enum ApplyError {
     /// The layer cannot be read.
     #[error(transparent)]
     Layer(#[from] LayerError),
+    /// The layers below cannot be read.
+    #[error("failed to read the layers below: {0}")]
+    Below(#[source] io::Error),
     /// An entry cannot be made.
     #[error("failed to make `{path}`: {source}")]
     Entry {
@@ -40,8 +45,8 @@ pub enum ApplyError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// A hard link to something that this layer does not contain.
-    #[error("`{path}` is a hard link to `{target}`, which is not in the same layer")]
+    /// A hard link to something that no layer contains.
+    #[error("`{path}` is a hard link to `{target}`, which is no file of this layer or of those below")]
     LinkTarget {
         /// The link.
         path: LayerPath,
@@ -67,48 +72,24 @@ pub enum ApplyError {
 pub struct Skipped {
     /// Device nodes that need privilege, or that overlayfs would take for a whiteout.
     pub devices: u64,
-    /// Extended attributes that are overlayfs's own or need privilege.
+    /// Extended attributes that are overlayfs's own or that cannot be had here.
     pub xattrs: u64,
 }
 
-struct Applier<'t> {
+/// A layer on its way into an empty directory. The directory is of no use after an error.
+pub(super) struct Unpacking<'t> {
     tree: &'t RootDir,
     owners: Owners,
+    /// The time of all entries; without one they have their own.
     time: Option<Mtime>,
     skipped: Skipped,
+    own: OwnTree,
     /// Directories whose attributes are set last: restrictive modes would keep their contents out.
-    directories: Vec<Entry>,
-    /// Paths that whiteouts of this layer removed, for directories that come after them.
-    whiteouts: HashSet<LayerPath>,
-}
-
-/// Unpacks all entries of `layer` into `tree`, an empty directory. They get the time `time`, if it is given, else their
-/// own.
-///
-/// # Errors
-/// See [`ApplyError`]. The directory is of no use then.
-pub fn apply(
-    layer: &mut LayerReader<'_>,
-    tree: &RootDir,
-    owners: Owners,
-    time: Option<Mtime>,
-) -> Result<Skipped, ApplyError> {
-    let mut applier = Applier {
-        tree,
-        owners,
-        time,
-        skipped: Skipped::default(),
-        directories: Vec::new(),
-        whiteouts: HashSet::new(),
-    };
-    while let Some(entry) = layer.next_entry()? {
-        let path = entry.path.clone();
-        applier.entry(entry, layer).map_err(|error| match error {
-            Failure::Apply(error) => error,
-            Failure::Io(source) => ApplyError::Entry { path, source },
-        })?;
-    }
-    applier.finish()
+    directories: Vec<(u32, Entry)>,
+    /// Hard links whose target did not exist when they were read.
+    later: Vec<(u32, Entry)>,
+    /// The directory of the entry before.
+    recent: Option<(LayerPath, Directory)>,
 }
 
 /// Marks a directory that hides what lies below it in lower layers.
@@ -134,178 +115,310 @@ impl From<ApplyError> for Failure {
     }
 }
 
-impl Applier<'_> {
-    fn entry(&mut self, entry: Entry, layer: &mut LayerReader<'_>) -> Result<(), Failure> {
-        if let EntryKind::OpaqueMarker = entry.kind {
-            return Ok(self.opaque(&entry.path)?);
+impl Failure {
+    fn at(self, path: LayerPath) -> ApplyError {
+        match self {
+            Failure::Apply(error) => error,
+            // The content of a file, which is read out of the layer while the file is written.
+            Failure::Io(source) => match source.downcast::<LayerError>() {
+                Ok(layer) => layer.into(),
+                Err(source) => ApplyError::Entry { path, source },
+            },
+        }
+    }
+}
+
+impl<'t> Unpacking<'t> {
+    /// Begins in `tree`, an empty directory. Entries get the time `time`, if it is given, else their own.
+    pub(super) fn new(
+        tree: &'t RootDir,
+        owners: Owners,
+        time: Option<Mtime>,
+        limits: &Limits,
+    ) -> Unpacking<'t> {
+        Unpacking {
+            tree,
+            owners,
+            time,
+            skipped: Skipped::default(),
+            own: OwnTree::new(limits),
+            directories: Vec::new(),
+            later: Vec::new(),
+            recent: None,
+        }
+    }
+
+    /// Unpacks all entries of `layer`, as far as that can be done without knowing what lies below.
+    pub(super) fn entries(&mut self, layer: &mut LayerReader<'_>) -> Result<(), ApplyError> {
+        let mut number = 0;
+        while let Some(mut entry) = layer.next_entry()? {
+            let placed = self.own.place(number, &entry)?;
+            entry.path = placed.path.clone();
+            let path = entry.path.clone();
+            let mut content = layer.content();
+            self.entry(number, entry, placed, &mut content).map_err(|error| error.at(path))?;
+            // The reader's limit on entries is far below.
+            number += 1;
+        }
+        self.link_own()
+    }
+
+    /// Whether the tree depends on what lies below: whether [`Unpacking::finish`] will ask for it.
+    pub(super) fn needs_below(&self) -> bool {
+        !self.later.is_empty() || self.own.implied().next().is_some()
+    }
+
+    /// Makes what depends on the layers below, whose contents `source` has, and sets the attributes of directories.
+    pub(super) fn finish(
+        mut self,
+        below: &MergedTree,
+        source: &dyn LayerSource,
+    ) -> Result<Skipped, ApplyError> {
+        while !self.later.is_empty() {
+            let before = self.later.len();
+            self.copy_from_below(below, source)?;
+            self.link_own()?;
+            if self.later.len() == before
+                && let Some((_, entry)) = self.later.first()
+            {
+                return Err(dangling(entry));
+            }
+        }
+        let Unpacking { own, directories, .. } = &mut self;
+        directories.retain(|(number, entry)| own.stands(*number, &entry.path));
+        let mut directories: Vec<Entry> = directories.drain(..).map(|(_, entry)| entry).collect();
+        directories.extend(own.implied().map(|implied| match below.implied(&implied) {
+            Some(entry) => Entry { path: implied.path, ..entry.clone() },
+            None => Entry::new(implied.path, EntryKind::Directory, 0o755),
+        }));
+        self.recent = None;
+        // The deepest first: a directory that is closed to us is not entered any more.
+        directories.sort_by(|left, right| right.path.cmp(&left.path));
+        for entry in directories {
+            self.directory_attributes(&entry).map_err(|error| error.at(entry.path.clone()))?;
+        }
+        Ok(self.skipped)
+    }
+
+    fn entry(
+        &mut self,
+        number: u32,
+        entry: Entry,
+        placed: Placed,
+        content: &mut dyn Read,
+    ) -> Result<(), Failure> {
+        for path in &placed.uncovered {
+            self.uncover(path)?;
         }
         if entry.path.is_root() {
-            self.directories.push(entry);
+            if entry.kind == EntryKind::Directory {
+                self.directories.push((number, entry));
+            }
             return Ok(());
         }
-        let (parent, name) = self.holder(&entry.path)?;
-        match &entry.kind {
-            EntryKind::Whiteout => return self.whiteout(&entry, &parent, &name),
-            EntryKind::Directory => return self.directory(entry, &parent, &name),
-            _ => parent.remove(&name)?,
-        }
-        match &entry.kind {
-            EntryKind::Regular { size } => {
-                let file = parent.create_file(&name, 0o600)?;
-                fill(&file, &mut layer.content(), *size)?;
+        let name = entry.path.split_name().1.to_vec();
+        match placed.action {
+            Action::Nothing => {}
+            Action::Make { replace } => {
+                self.clear(&entry.path, replace)?;
+                self.make(&entry, content)?;
             }
-            EntryKind::Symlink { target } => parent.symlink(&name, target)?,
-            EntryKind::Hardlink { target } => return self.hardlink(&entry.path, &parent, &name, target),
-            EntryKind::Fifo => parent.make_node(&name, FileType::Fifo, 0o600, 0, 0)?,
-            EntryKind::CharDevice { major, minor } => {
-                if !self.device(&parent, &name, FileType::CharacterDevice, *major, *minor)? {
-                    return Ok(());
+            Action::Directory { exists, replace, opaque: hides } => {
+                self.clear(&entry.path, replace)?;
+                let parent = self.holder(&entry.path)?;
+                if !exists {
+                    parent.create_dir(&name, 0o700)?;
                 }
+                if hides {
+                    parent.set_xattr(&name, opaque(), b"y")?;
+                }
+                self.directories.push((number, entry));
+            }
+            Action::Link { target, replace, .. } => {
+                self.clear(&entry.path, replace)?;
+                self.link(&entry.path, &target)?;
+            }
+            Action::LinkLater { replace, .. } => {
+                self.clear(&entry.path, replace)?;
+                self.later.push((number, entry));
+            }
+            Action::Whiteout => {
+                let parent = self.holder(&entry.path)?;
+                parent.make_node(&name, FileType::CharacterDevice, 0, 0, 0)?;
+                // Empty: "copied up, but from where is unknown".
+                parent.set_own_xattr(overlay_attributes().origin(), b"")?;
+            }
+            Action::Opaque => {
+                // The marker may be all that the layer says of the directory.
+                self.tree.mkdir_all(&entry.path)?;
+                self.holder(&entry.path)?.set_xattr(&name, opaque(), b"y")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory that holds `path`, made if need be.
+    fn holder(&mut self, path: &LayerPath) -> io::Result<&Directory> {
+        let parent = path.parent().unwrap_or_default();
+        let directory = match self.recent.take() {
+            Some((recent, directory)) if recent == parent => directory,
+            _ => self.tree.mkdir_all(&parent)?,
+        };
+        Ok(&self.recent.insert((parent, directory)).1)
+    }
+
+    /// Removes what the layer has at `path`, if it is to be replaced.
+    fn clear(&mut self, path: &LayerPath, replace: bool) -> io::Result<()> {
+        if replace {
+            self.holder(path)?.remove(path.split_name().1)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a directory of a whiteout, because something of the same layer lies below it.
+    fn uncover(&mut self, path: &LayerPath) -> io::Result<()> {
+        let name = path.split_name().1;
+        let parent = self.holder(path)?;
+        parent.remove(name)?;
+        parent.create_dir(name, 0o700)?;
+        parent.set_xattr(name, opaque(), b"y")
+    }
+
+    /// Makes anything but directories, hard links and markers.
+    fn make(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<(), Failure> {
+        let name = entry.path.split_name().1;
+        let parent = self.holder(&entry.path)?;
+        let made = match &entry.kind {
+            EntryKind::Regular { size } => {
+                write_sparse(&parent.create_file(name, 0o600)?, content, *size)?;
+                true
+            }
+            EntryKind::Symlink { target } => {
+                parent.symlink(name, target)?;
+                true
+            }
+            EntryKind::Fifo => {
+                parent.make_node(name, FileType::Fifo, 0o600, 0, 0)?;
+                true
+            }
+            EntryKind::CharDevice { major, minor } => {
+                device(parent, name, FileType::CharacterDevice, *major, *minor)?
             }
             EntryKind::BlockDevice { major, minor } => {
-                if !self.device(&parent, &name, FileType::BlockDevice, *major, *minor)? {
-                    return Ok(());
+                device(parent, name, FileType::BlockDevice, *major, *minor)?
+            }
+            _ => true,
+        };
+        if !made {
+            self.skipped.devices += 1;
+            return Ok(());
+        }
+        self.attributes(entry)
+    }
+
+    fn link(&mut self, path: &LayerPath, target: &LayerPath) -> io::Result<()> {
+        let (source, source_name) = self.tree.parent_of(target)?;
+        let linked = self.holder(path)?.hardlink(path.split_name().1, &source, source_name);
+        match linked {
+            // A device that was left out.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && source.stat(source_name).is_err() => {
+                self.skipped.devices += 1;
+                Ok(())
+            }
+            linked => linked,
+        }
+    }
+
+    /// Makes those of the later links whose target is a file of the layer by now.
+    fn link_own(&mut self) -> Result<(), ApplyError> {
+        loop {
+            let before = self.later.len();
+            for (number, entry) in std::mem::take(&mut self.later) {
+                let EntryKind::Hardlink { target } = &entry.kind else { continue };
+                if !self.own.stands(number, &entry.path) {
+                    continue;
+                }
+                let target = self.own.link_target(target).filter(|target| self.is_made(target));
+                match target {
+                    Some(target) => {
+                        let path = entry.path.clone();
+                        self.link(&path, &target).map_err(|error| Failure::Io(error).at(path))?;
+                    }
+                    None => self.later.push((number, entry)),
                 }
             }
-            EntryKind::Directory | EntryKind::Whiteout | EntryKind::OpaqueMarker => {}
-        }
-        self.attributes(&entry, &parent, &name)
-    }
-
-    /// The directory that holds `path`, made if need be, and the name in it.
-    fn holder(&self, path: &LayerPath) -> io::Result<(Directory, Vec<u8>)> {
-        let name = path.file_name().unwrap_or_default().to_vec();
-        let parent = path.parent().unwrap_or_else(LayerPath::root);
-        Ok((self.make_directory(&parent)?, name))
-    }
-
-    fn make_directory(&self, path: &LayerPath) -> io::Result<Directory> {
-        match self.tree.mkdir_all(path) {
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::LOOP | Errno::NOTDIR)) => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let inside = self.tree.open_in_root(path.as_bytes(), flags, Mode::empty());
-                inside.map(Directory::from_fd).map_err(|_| error)
+            if self.later.len() == before || self.later.is_empty() {
+                return Ok(());
             }
-            result => result,
         }
     }
 
-    fn opaque(&self, path: &LayerPath) -> io::Result<()> {
-        if path.is_root() {
-            // The root of a lower directory cannot be opaque to overlayfs by an attribute; no image does this.
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the root of a layer cannot hide all layers below",
-            ));
-        }
-        self.make_directory(path)?;
-        let (parent, name) = self.holder(path)?;
-        parent.set_xattr(&name, opaque(), b"y")
+    fn is_made(&self, path: &LayerPath) -> bool {
+        self.tree.parent_of(path).is_ok_and(|(parent, name)| parent.stat(name).is_ok())
     }
 
-    /// A whiteout removes from the layers below only: what this layer itself put there stays.
-    fn whiteout(&mut self, entry: &Entry, parent: &Directory, name: &[u8]) -> Result<(), Failure> {
-        match parent.stat(name) {
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                parent.set_xattr(name, opaque(), b"y")?
+    /// Makes those of the later links whose target is a file of the layers below, as copies.
+    fn copy_from_below(&mut self, below: &MergedTree, source: &dyn LayerSource) -> Result<(), ApplyError> {
+        for (number, entry) in std::mem::take(&mut self.later) {
+            let EntryKind::Hardlink { target } = &entry.kind else { continue };
+            if self.own.link_target(target).is_some() {
+                self.later.push((number, entry));
+                continue;
             }
-            Ok(_) => {}
-            Err(_) => {
-                parent.make_node(name, FileType::CharacterDevice, 0, 0, 0)?;
-                self.whiteouts.insert(entry.path.clone());
-            }
+            let node = below.link_target(target).ok_or_else(|| dangling(&entry))?;
+            let found = node.entry.ok_or_else(|| dangling(&entry))?;
+            let copy = Entry { path: entry.path.clone(), ..found.entry.clone() };
+            let mut content: Box<dyn Read> = match copy.kind {
+                EntryKind::Regular { .. } => {
+                    Box::new(below.read_file(node, |digest| source.blob(digest)).map_err(ApplyError::Below)?)
+                }
+                _ => Box::new(io::empty()),
+            };
+            self.make(&copy, &mut content).map_err(|error| error.at(copy.path.clone()))?;
         }
         Ok(())
-    }
-
-    fn directory(&mut self, entry: Entry, parent: &Directory, name: &[u8]) -> Result<(), Failure> {
-        let exists =
-            parent.stat(name).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-        if !exists {
-            parent.remove(name)?;
-            parent.create_dir(name, 0o700)?;
-        }
-        if self.whiteouts.remove(&entry.path) {
-            parent.set_xattr(name, opaque(), b"y")?;
-        }
-        self.directories.push(entry);
-        Ok(())
-    }
-
-    fn hardlink(
-        &self,
-        path: &LayerPath,
-        parent: &Directory,
-        name: &[u8],
-        target: &LayerPath,
-    ) -> Result<(), Failure> {
-        let missing = || ApplyError::LinkTarget { path: path.clone(), target: target.clone() };
-        let (source, source_name) = self.tree.parent_of(target).map_err(|_| missing())?;
-        let stat = source.stat(source_name).map_err(|_| missing())?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            return Err(missing().into());
-        }
-        Ok(parent.hardlink(name, &source, source_name)?)
-    }
-
-    /// Makes a device; false when it was left out.
-    fn device(
-        &mut self,
-        parent: &Directory,
-        name: &[u8],
-        kind: FileType,
-        major: u32,
-        minor: u32,
-    ) -> io::Result<bool> {
-        // Character device 0/0 is overlayfs's whiteout; an image cannot mean it as a device, there is none.
-        let whiteout = kind == FileType::CharacterDevice && (major, minor) == (0, 0);
-        let made = match whiteout {
-            true => Err(io::ErrorKind::PermissionDenied.into()),
-            false => parent.make_node(name, kind, 0o600, major, minor),
-        };
-        match made {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                self.skipped.devices += 1;
-                Ok(false)
-            }
-            result => result.map(|()| true),
-        }
     }
 
     /// Owner, attributes, mode and time, in the order in which one does not undo the other.
-    fn attributes(&mut self, entry: &Entry, parent: &Directory, name: &[u8]) -> Result<(), Failure> {
+    fn attributes(&mut self, entry: &Entry) -> Result<(), Failure> {
         let (uid, gid) = self.owner(entry)?;
-        match parent.set_owner(name, uid, gid) {
-            Err(_) if self.owners == Owners::Squash => {}
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(foreign(entry).into()),
-            result => result?,
-        }
+        let (owners, time) = (self.owners, self.time.unwrap_or(entry.mtime));
+        let name = entry.path.split_name().1;
+        let parent = self.holder(&entry.path)?;
+        let owned = parent.set_owner(name, uid, gid);
+        owner_result(owned, owners, entry)?;
+        let mut skipped = 0;
         for (key, value) in &entry.xattrs {
-            let overlays_own = OVERLAY_PREFIXES.iter().any(|prefix| key.starts_with(prefix));
-            if overlays_own || parent.set_xattr(name, key, value).is_err() {
-                self.skipped.xattrs += 1;
+            if OVERLAY_PREFIXES.iter().any(|prefix| key.starts_with(prefix)) {
+                skipped += 1;
+                continue;
+            }
+            match parent.set_xattr(name, key, value) {
+                Err(error) if is_xattr_refusal(key, &error) => skipped += 1,
+                result => result?,
             }
         }
         if !matches!(entry.kind, EntryKind::Symlink { .. }) {
             parent.set_mode(name, entry.mode)?;
         }
-        Ok(parent.set_mtime(name, self.time.unwrap_or(entry.mtime))?)
+        parent.set_mtime(name, time)?;
+        self.skipped.xattrs += skipped;
+        Ok(())
+    }
+
+    fn directory_attributes(&mut self, entry: &Entry) -> Result<(), Failure> {
+        if entry.path.is_root() { self.root_attributes(entry) } else { self.attributes(entry) }
     }
 
     /// The same for the tree itself, which has no name in a directory of ours.
     fn root_attributes(&mut self, entry: &Entry) -> Result<(), Failure> {
         let (uid, gid) = self.owner(entry)?;
-        let owner = (Uid::from_raw(uid), Gid::from_raw(gid));
-        match rustix::fs::fchown(self.tree, Some(owner.0), Some(owner.1)) {
-            Err(_) if self.owners == Owners::Squash => {}
-            Err(Errno::INVAL) => return Err(foreign(entry).into()),
-            result => result.map_err(io::Error::from)?,
-        }
+        let owned = rustix::fs::fchown(self.tree, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        owner_result(owned.map_err(io::Error::from), self.owners, entry)?;
         // Attributes of the root are overlayfs's in the merged view: it shows those of the topmost layer.
         self.skipped.xattrs += entry.xattrs.len() as u64;
         rustix::fs::fchmod(self.tree, Mode::from_raw_mode(entry.mode)).map_err(io::Error::from)?;
-        Ok(rustix::fs::futimens(self.tree, &timestamps(self.time.unwrap_or(entry.mtime)))
-            .map_err(io::Error::from)?)
+        set_times(self.tree, self.time.unwrap_or(entry.mtime))
     }
 
     fn owner(&self, entry: &Entry) -> Result<(u32, u32), ApplyError> {
@@ -316,59 +429,42 @@ impl Applier<'_> {
             _ => Err(foreign(entry)),
         }
     }
+}
 
-    /// Sets the attributes of directories, the deepest first, since each change in one moves its time.
-    fn finish(mut self) -> Result<Skipped, ApplyError> {
-        let mut directories = std::mem::take(&mut self.directories);
-        directories.reverse();
-        for entry in directories {
-            let path = entry.path.clone();
-            let result = match path.is_root() {
-                true => self.root_attributes(&entry),
-                false => match self.holder(&path) {
-                    // A later entry of the same path may have replaced the directory.
-                    Ok((parent, name)) if is_directory(&parent, &name) => {
-                        self.attributes(&entry, &parent, &name)
-                    }
-                    Ok(_) => Ok(()),
-                    Err(error) => Err(Failure::Io(error)),
-                },
-            };
-            result.map_err(|error| match error {
-                Failure::Apply(error) => error,
-                Failure::Io(source) => ApplyError::Entry { path, source },
-            })?;
-        }
-        Ok(self.skipped)
+fn set_times(tree: &RootDir, mtime: Mtime) -> Result<(), Failure> {
+    Ok(rustix::fs::futimens(tree, &timestamps(mtime)).map_err(io::Error::from)?)
+}
+
+/// What a chown comes to: in a namespace of a single id there is nobody to give a file to.
+fn owner_result(result: io::Result<()>, owners: Owners, entry: &Entry) -> Result<(), Failure> {
+    let Err(error) = result else { return Ok(()) };
+    match (owners, Errno::from_io_error(&error)) {
+        (Owners::Squash, Some(Errno::PERM | Errno::INVAL)) => Ok(()),
+        (Owners::Keep, Some(Errno::INVAL)) => Err(foreign(entry).into()),
+        _ => Err(error.into()),
     }
 }
 
-fn is_directory(parent: &Directory, name: &[u8]) -> bool {
-    parent.stat(name).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+fn dangling(entry: &Entry) -> ApplyError {
+    let target = match &entry.kind {
+        EntryKind::Hardlink { target } => target.clone(),
+        _ => LayerPath::root(),
+    };
+    ApplyError::LinkTarget { path: entry.path.clone(), target }
 }
 
 fn foreign(entry: &Entry) -> ApplyError {
     ApplyError::Owner { path: entry.path.clone(), uid: entry.uid, gid: entry.gid }
 }
 
-/// Writes `size` bytes of `content`; long runs of zeros stay holes.
-fn fill(file: &File, content: &mut impl Read, size: u64) -> io::Result<()> {
-    let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(size).unwrap_or(COPY_BYTES)).max(1)];
-    let mut position = 0;
-    let mut ends_in_hole = false;
-    while position < size {
-        let mut filled = 0;
-        while filled < buffer.len() && position + (filled as u64) < size {
-            match content.read(&mut buffer[filled..])? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => filled += count,
-            }
-        }
-        ends_in_hole = filled == COPY_BYTES && buffer[..filled].iter().all(|byte| *byte == 0);
-        if !ends_in_hole {
-            file.write_all_at(&buffer[..filled], position)?;
-        }
-        position += filled as u64;
+/// Makes a device; false when it was left out.
+fn device(parent: &Directory, name: &[u8], kind: FileType, major: u32, minor: u32) -> io::Result<bool> {
+    // Character device 0/0 is overlayfs's whiteout; an image cannot mean it as a device, there is none.
+    if kind == FileType::CharacterDevice && (major, minor) == (0, 0) {
+        return Ok(false);
     }
-    if ends_in_hole { file.set_len(size) } else { Ok(()) }
+    match parent.make_node(name, kind, 0o600, major, minor) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        result => result.map(|()| true),
+    }
 }

@@ -2,60 +2,101 @@
 //!
 //! Whiteouts (character device 0/0) and opaque directories become the layer's; overlayfs's own attributes do not
 //! show; sockets, which no layer can hold, are left out. So is what was copied up without having been changed: opening
-//! a file for writing, or changing a sibling, is no change.
+//! a file for writing, or changing a sibling, is no change. What there was before is read in the merged tree of the
+//! layers, so that it costs the same however many these are; a file's content is compared by its digest.
+//!
+//! The upper directory may be deeper than there are stack, open files, or bytes in a path for: it is walked with a
+//! list, one directory open at a time.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
-use rimg_formats::layer::{Entry, EntryKind, LayerPath, Mtime, layer_order};
+use rimg_formats::digest::{Algorithm, DigestWriter};
+use rimg_formats::layer::{
+    Entry, EntryKind, LayerPath, MergedTree, Mtime, Node, is_image_xattr, layer_order,
+};
 use rimg_formats::root_dir::{Directory, RootDir};
+use rimg_formats::sparse_file::SparseFile;
 use rustix::fs::{FileType, OFlags, Stat};
 
+use super::Owners;
 use super::apply::opaque;
 
 /// Attributes that are overlayfs's notes or the host's policy, and no part of an image.
 const FOREIGN_XATTRS: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"security.selinux"];
-/// Bytes compared at once.
-const COMPARE_BYTES: usize = 64 << 10;
 
 /// The changes in one upper directory, in layer order.
 #[derive(Debug)]
 pub struct Changes {
     upper: RootDir,
-    lowers: Vec<RootDir>,
     /// What changed; every directory above a change is among them.
     pub entries: Vec<Entry>,
-    /// Paths on disk whose times are set when the tree becomes a snapshot, directories after what they contain.
+    /// Paths on disk whose times are set when the tree becomes a snapshot.
     stamped: Vec<LayerPath>,
-    /// Paths on disk that are no change, though they lie in the upper directory.
-    unchanged: Vec<LayerPath>,
+    /// Paths on disk that are no part of the layer, those above others first.
+    superfluous: Vec<LayerPath>,
     /// The regular files among them with their times: one that was written anew with the same content has another time
     /// than what lies below.
     pub kept: Vec<(LayerPath, Mtime)>,
 }
 
+/// A directory of the upper one.
+struct Folder {
+    path: LayerPath,
+    /// Which of the list is above it.
+    above: usize,
+    entry: Option<Entry>,
+    hides: bool,
+    /// It, or something in or below it, changed.
+    changed: bool,
+}
+
+/// Reading one upper directory.
+struct Reading<'b> {
+    upper: RootDir,
+    below: &'b MergedTree,
+    owners: Owners,
+    ignored: &'b [LayerPath],
+    folders: Vec<Folder>,
+    /// Entries that are no directories; where a file has several names, with what tells it.
+    leaves: Vec<(Entry, Option<(u64, u64)>)>,
+    stamped: Vec<LayerPath>,
+    superfluous: Vec<LayerPath>,
+    kept: Vec<(LayerPath, Mtime)>,
+}
+
 impl Changes {
-    /// Reads the upper directory `upper` of an overlay over `lowers`, the lowest first. Paths in `ignored` are left
-    /// out when nothing but an empty file or directory is there: mount points that the sandbox made.
+    /// Reads the upper directory `upper` of an overlay over layers that make the tree `below` and are unpacked for
+    /// `owners`. Paths in `ignored` are left out when nothing but an empty file or directory is there: mount points
+    /// that the sandbox made.
     ///
     /// # Errors
     /// When a directory cannot be read.
-    pub fn read(upper: &Path, lowers: &[PathBuf], ignored: &[LayerPath]) -> io::Result<Changes> {
-        let lowers = lowers.iter().rev().map(|lower| RootDir::open(lower)).collect::<io::Result<Vec<_>>>()?;
-        let mut changes = Changes {
+    pub fn read(
+        upper: &Path,
+        below: &MergedTree,
+        owners: Owners,
+        ignored: &[LayerPath],
+    ) -> io::Result<Changes> {
+        let top = Folder { path: LayerPath::root(), above: 0, entry: None, hides: false, changed: false };
+        let mut reading = Reading {
             upper: RootDir::open(upper)?,
-            lowers,
-            entries: Vec::new(),
+            below,
+            owners,
+            ignored,
+            folders: vec![top],
+            leaves: Vec::new(),
             stamped: Vec::new(),
-            unchanged: Vec::new(),
+            superfluous: Vec::new(),
             kept: Vec::new(),
         };
-        let mut links = HashMap::new();
-        changes.directory(&LayerPath::root(), ignored, &mut links)?;
-        changes.entries.sort_by(layer_order);
-        Ok(changes)
+        let mut next = 0;
+        while next < reading.folders.len() {
+            reading.folder(next)?;
+            next += 1;
+        }
+        Ok(reading.finish())
     }
 
     /// Whether nothing changed.
@@ -67,9 +108,15 @@ impl Changes {
     ///
     /// # Errors
     /// Those of opening it; a link in its place is refused.
-    pub fn open(&self, entry: &Entry) -> io::Result<File> {
+    pub fn open(&self, entry: &Entry) -> io::Result<SparseFile> {
         let (parent, name) = self.upper.parent_of(&entry.path)?;
-        parent.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK)
+        open(&parent, name)
+    }
+
+    /// Removes from the upper directory what the layer written from it does not have: copies of what did not change,
+    /// sockets, whiteouts of nothing.
+    pub(super) fn remove_superfluous(&self) -> io::Result<()> {
+        self.superfluous.iter().try_for_each(|path| self.upper.remove_tree(path))
     }
 
     /// Sets the time of everything in the upper directory, as the layer written from it has it.
@@ -80,179 +127,165 @@ impl Changes {
         }
         Ok(())
     }
+}
 
-    /// Removes from the upper directory what was copied up without having been changed: it would cover what the layers
-    /// below have, with times of its own.
-    pub(super) fn remove_unchanged(&self) -> io::Result<()> {
-        for path in &self.unchanged {
-            let (parent, name) = self.upper.parent_of(path)?;
-            parent.remove(name)?;
+impl Reading<'_> {
+    /// Reads what is in the directory with this number; those in it are put at the end of the list.
+    fn folder(&mut self, number: usize) -> io::Result<()> {
+        let above = self.folders[number].path.clone();
+        let folder = self.upper.directory(&above)?;
+        for name in folder.names()? {
+            let stat = folder.stat(&name)?;
+            let path = above.join(&name).map_err(|error| {
+                let (above, name) = (above.to_string(), String::from_utf8_lossy(&name).into_owned());
+                io::Error::new(io::ErrorKind::InvalidFilename, format!("`{above}/{name}`: {error}"))
+            })?;
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if self.ignored.contains(&path) && is_stub(&folder, &name, &stat)? {
+                self.superfluous.push(path);
+                continue;
+            }
+            if kind == FileType::Directory {
+                self.subfolder(number, path, &folder, &name, &stat)?;
+            } else if kind != FileType::Socket && self.leaf(&path, &folder, &name, &stat)? {
+                self.folders[number].changed = true;
+                // Whiteouts have no time that anybody could see, and their owner may not let us set it.
+                if kind != FileType::CharacterDevice {
+                    self.stamped.push(path);
+                }
+            } else {
+                if kind == FileType::RegularFile {
+                    self.kept.push((path.clone(), mtime(&stat)));
+                }
+                self.superfluous.push(path);
+            }
         }
         Ok(())
     }
 
-    /// Reads one directory; true when anything in or below it changed.
-    fn directory(
+    fn subfolder(
         &mut self,
-        path: &LayerPath,
-        ignored: &[LayerPath],
-        links: &mut HashMap<(u64, u64), LayerPath>,
-    ) -> io::Result<bool> {
-        let folder = self.upper.directory(path)?;
-        let mut changed = false;
-        for name in folder.names()? {
-            let stat = folder.stat(&name)?;
-            let path = path.join(&name).map_err(io::Error::other)?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            if ignored.contains(&path) && is_stub(&folder, &name, &stat)? {
-                self.unchanged.push(path);
-                continue;
-            }
-            let is_change = match kind {
-                FileType::Directory => self.subdirectory(&path, &folder, &name, &stat, ignored, links)?,
-                FileType::Socket => false,
-                _ => self.leaf(&path, &folder, &name, &stat, links)?,
-            };
-            changed |= is_change;
-            if !is_change {
-                if kind == FileType::RegularFile {
-                    self.kept.push((path.clone(), mtime(&stat)));
-                }
-                self.unchanged.push(path);
-            } else if kind != FileType::CharacterDevice {
-                // Whiteouts have no time that anybody could see, and their owner may not let us set it.
-                self.stamped.push(path);
-            }
-        }
-        Ok(changed)
-    }
-
-    fn subdirectory(
-        &mut self,
-        path: &LayerPath,
+        above: usize,
+        path: LayerPath,
         folder: &Directory,
         name: &[u8],
         stat: &Stat,
-        ignored: &[LayerPath],
-        links: &mut HashMap<(u64, u64), LayerPath>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<()> {
         let is_opaque = folder.xattr(name, opaque())?.is_some_and(|value| value == b"y");
-        let entry = entry(path, EntryKind::Directory, folder, name, stat)?;
-        let below = self.directory(path, ignored, links)?;
+        let entry = entry(&path, EntryKind::Directory, folder, name, stat)?;
+        let lower = self.lower(&path);
         // An opaque directory hides nothing unless there is one below it; a new directory is often marked all the same.
-        let hides = is_opaque && self.lower(path)?.is_some();
-        let same = match self.lower(path)? {
-            Some((parent, name)) if !hides => {
-                let stat = parent.stat(&name)?;
-                self::entry(path, kind_of(&parent, &name, &stat)?, &parent, &name, &stat)?
-                    .same_but_time(&entry)
-            }
-            _ => false,
-        };
-        if same && !below {
-            return Ok(false);
-        }
-        if hides {
-            self.entries.push(Entry { kind: EntryKind::OpaqueMarker, ..entry.clone() });
-        }
-        self.entries.push(entry);
-        Ok(true)
+        let hides = is_opaque && lower.is_some();
+        let same = !hides && lower.is_some_and(|node| self.is_same(node, &entry));
+        self.folders.push(Folder { path, above, entry: Some(entry), hides, changed: !same });
+        Ok(())
     }
 
-    fn leaf(
-        &mut self,
-        path: &LayerPath,
-        folder: &Directory,
-        name: &[u8],
-        stat: &Stat,
-        links: &mut HashMap<(u64, u64), LayerPath>,
-    ) -> io::Result<bool> {
+    /// Reads anything but a directory; whether it is a change.
+    fn leaf(&mut self, path: &LayerPath, folder: &Directory, name: &[u8], stat: &Stat) -> io::Result<bool> {
         let kind = kind_of(folder, name, stat)?;
         if kind == EntryKind::Whiteout {
             // Removing what only this container had made leaves a whiteout of nothing.
-            if self.lower(path)?.is_some() {
-                self.entries.push(Entry::new(path.clone(), EntryKind::Whiteout, 0));
-                return Ok(true);
+            let removes = self.lower(path).is_some();
+            if removes {
+                self.leaves.push((Entry::new(path.clone(), EntryKind::Whiteout, 0), None));
             }
-            return Ok(false);
+            return Ok(removes);
         }
-        let mut entry = entry(path, kind, folder, name, stat)?;
-        if stat.st_nlink > 1 && !matches!(entry.kind, EntryKind::Symlink { .. }) {
-            let first = links.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| path.clone());
-            if first != path {
-                entry.kind = EntryKind::Hardlink { target: first.clone() };
-            }
-        }
+        let entry = entry(path, kind, folder, name, stat)?;
+        let several = stat.st_nlink > 1 && !matches!(entry.kind, EntryKind::Symlink { .. });
         if stat.st_nlink == 1 && self.is_unchanged(&entry, folder, name)? {
             return Ok(false);
         }
-        self.entries.push(entry);
+        self.leaves.push((entry, several.then_some((stat.st_dev, stat.st_ino))));
         Ok(true)
+    }
+
+    /// What the layers below have at `path`; hard links are their file.
+    fn lower(&self, path: &LayerPath) -> Option<Node<'_>> {
+        let node = self.below.lookup(path)?;
+        Some(self.below.link_source(node).unwrap_or(node))
     }
 
     /// Whether the layers below have the very same: attributes and content, the time aside.
     fn is_unchanged(&self, entry: &Entry, folder: &Directory, name: &[u8]) -> io::Result<bool> {
-        let Some((parent, below)) = self.lower(&entry.path)? else { return Ok(false) };
-        let stat = parent.stat(&below)?;
-        let other = self::entry(&entry.path, kind_of(&parent, &below, &stat)?, &parent, &below, &stat)?;
-        if !other.same_but_time(entry) {
+        let Some(node) = self.lower(&entry.path).filter(|node| self.is_same(*node, entry)) else {
             return Ok(false);
-        }
+        };
         if !matches!(entry.kind, EntryKind::Regular { .. }) {
             return Ok(true);
         }
-        let open =
-            |folder: &Directory, name: &[u8]| folder.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK);
-        same_content(open(folder, name)?, open(&parent, &below)?)
+        let Some(content) = node.entry.and_then(|entry| entry.content) else { return Ok(false) };
+        let mut hash = DigestWriter::new(io::sink(), Algorithm::Sha256);
+        io::copy(&mut open(folder, name)?, &mut hash)?;
+        Ok(hash.finish().0 == content)
     }
 
-    /// What the stack of lowers has at `path`: the directory that holds it and its name there.
-    fn lower(&self, path: &LayerPath) -> io::Result<Option<(Directory, Vec<u8>)>> {
-        for lower in &self.lowers {
-            match find(lower, path)? {
-                Found::Here(parent, name) => return Ok(Some((parent, name))),
-                Found::Hidden => return Ok(None),
-                Found::Below => {}
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Where the search for a path in one layer of a stack ended.
-enum Found {
-    /// It is here.
-    Here(Directory, Vec<u8>),
-    /// This layer hides it from the layers below.
-    Hidden,
-    /// This layer says nothing of it.
-    Below,
-}
-
-fn find(lower: &RootDir, path: &LayerPath) -> io::Result<Found> {
-    let mut folder = lower.directory(&LayerPath::root())?;
-    let mut hidden = false;
-    let components: Vec<&[u8]> = path.components().collect();
-    for (position, name) in components.iter().enumerate() {
-        let stat = match folder.stat(name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(if hidden { Found::Hidden } else { Found::Below });
-            }
-            stat => stat?,
+    /// Whether a node is what `entry` says, content and time aside.
+    fn is_same(&self, node: Node<'_>, entry: &Entry) -> bool {
+        let owner = match self.owners {
+            Owners::Keep => (node.uid(), node.gid()),
+            // Unpacked, everything is the caller's.
+            Owners::Squash => (0, 0),
         };
-        if kind_of(&folder, name, &stat)? == EntryKind::Whiteout {
-            return Ok(Found::Hidden);
-        }
-        if position + 1 == components.len() {
-            return Ok(Found::Here(folder, name.to_vec()));
-        }
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            return Ok(Found::Hidden);
-        }
-        hidden |= folder.xattr(name, opaque())?.is_some_and(|value| value == b"y");
-        folder = folder.open_dir(name)?;
+        // Links have permission bits in tars only.
+        let mode = matches!(entry.kind, EntryKind::Symlink { .. }) || node.mode() == entry.mode;
+        let none = BTreeMap::new();
+        let xattrs = node.entry.map_or(&none, |entry| &entry.entry.xattrs);
+        *node.kind() == entry.kind
+            && mode
+            && owner == (entry.uid, entry.gid)
+            && image_xattrs(xattrs).eq(image_xattrs(&entry.xattrs))
     }
-    Ok(Found::Below)
+
+    fn finish(mut self) -> Changes {
+        // Those above come before those in them, so that backwards what changed below is known.
+        for at in (1..self.folders.len()).rev() {
+            if self.folders[at].changed {
+                let above = self.folders[at].above;
+                self.folders[above].changed = true;
+            }
+        }
+        let mut leaves = std::mem::take(&mut self.leaves);
+        leaves.sort_by(|(left, _), (right, _)| layer_order(left, right));
+        let mut first: HashMap<(u64, u64), LayerPath> = HashMap::new();
+        let mut entries = Vec::with_capacity(leaves.len() + self.folders.len());
+        for (mut entry, file) in leaves {
+            if let Some(file) = file {
+                let target = first.entry(file).or_insert_with(|| entry.path.clone());
+                if *target != entry.path {
+                    entry.kind = EntryKind::Hardlink { target: target.clone() };
+                }
+            }
+            entries.push(entry);
+        }
+        for Folder { path, entry, hides, changed, .. } in self.folders {
+            let Some(entry) = entry else { continue };
+            if !changed {
+                self.superfluous.push(path);
+                continue;
+            }
+            if hides {
+                entries.push(Entry { kind: EntryKind::OpaqueMarker, ..entry.clone() });
+            }
+            entries.push(entry);
+            self.stamped.push(path);
+        }
+        entries.sort_by(layer_order);
+        self.superfluous.sort();
+        // In the order in which a walk would meet them.
+        self.kept.sort();
+        let Reading { upper, stamped, superfluous, kept, .. } = self;
+        Changes { upper, entries, stamped, superfluous, kept }
+    }
+}
+
+fn image_xattrs(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>)> {
+    xattrs.iter().filter(|(name, _)| is_image_xattr(name))
+}
+
+fn open(folder: &Directory, name: &[u8]) -> io::Result<SparseFile> {
+    SparseFile::new(folder.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK)?)
 }
 
 /// An empty file or directory.
@@ -298,32 +331,4 @@ fn entry(
 
 fn mtime(stat: &Stat) -> Mtime {
     Mtime { secs: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
-}
-
-/// Comparison of entries as layers see them.
-trait SameButTime {
-    fn same_but_time(&self, other: &Entry) -> bool;
-}
-
-impl SameButTime for Entry {
-    fn same_but_time(&self, other: &Entry) -> bool {
-        *self == Entry { mtime: self.mtime, ..other.clone() }
-    }
-}
-
-fn same_content(mut left: File, mut right: File) -> io::Result<bool> {
-    let mut buffers = (vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]);
-    loop {
-        let count = left.read(&mut buffers.0)?;
-        if count == 0 {
-            return Ok(right.read(&mut buffers.1[..1])? == 0);
-        }
-        match right.read_exact(&mut buffers.1[..count]) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            result => result?,
-        }
-        if buffers.0[..count] != buffers.1[..count] {
-            return Ok(false);
-        }
-    }
 }

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! snapshots/<hex>            a layer's tree, by the digest of its uncompressed tar; complete, never changed
-//! snapshots/<hex>-single     the same for a user without subordinate ids, of a layer whose files are all root's
-//! snapshots/<hex>-squashed   the same of any layer, if the user asked for it: every file is that user's
-//! snapshots/<hex>@<seconds>  the same with one time for all entries, for the steps of builds: [`SnapshotTimes::Build`]
-//! snapshots/<hex>.boot       when it was made: a boot's id; the tree is good until the machine starts again
+//! snapshots/<hex>-again<n>   the same once more, for images that have the layer n times above
+//! snapshots/<hex>-chained    the tree of a layer that depends on those below it, by the ChainID of all of them
+//! snapshots/…-single         any of these for a user without subordinate ids, of a layer whose files are all root's
+//! snapshots/…-squashed       any of these of any layer, if that user asked for it: every file is that user's
+//! snapshots/…@<seconds>      any of these with one time for all entries: [`SnapshotTimes::Build`]
+//! snapshots/….boot           when it was made: a boot's id; the tree is good until the machine starts again. A second
+//!                            line `below` says that there is no such tree, because the layer depends on those below
 //! snapshots/.new-<pid>-<n>   a tree being made or removed; locked by its maker, so that a dead maker's can be told
 //! snapshots/.lock            held while a tree appears or goes
 //! snapshots/.mount-points    below every root: empty folders and files to mount on
@@ -16,11 +19,17 @@
 //! from the layer blobs. After the next start of the machine nobody can tell whether it was, so it is made again then.
 //! The folder is closed to other users: images contain set-user-ID programs.
 //!
-//! [`apply`] unpacks layers, [`changes`] reads back what a container changed, [`mount_points`] is the layer below all.
+//! Whether a layer depends on those below is learned while it is unpacked, and remembered: nobody who starts a container
+//! from snapshots looks at an index. Most layers do not, and all images that have them share one tree.
+//!
+//! [`stack`] says which layers become directories, [`source`] has their bytes, [`apply`] unpacks them, [`changes`] reads
+//! back what a container changed, [`mount_points`] is the layer below all.
 
 pub mod apply;
 pub mod changes;
 mod mount_points;
+pub mod source;
+pub mod stack;
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -29,12 +38,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rimg_formats::digest::DiffId;
-use rimg_formats::layer::{LayerError, LayerReader, Limits, Mtime};
+use rimg_formats::layer::{LayerError, LayerReader, Limits, MergedTree, Mtime};
 use rimg_formats::root_dir::{Directory, RootDir};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use apply::{ApplyError, Skipped};
+use apply::{ApplyError, Skipped, Unpacking};
 use changes::Changes;
+use source::LayerSource;
+use stack::Lower;
 
 use crate::claim;
 
@@ -47,6 +58,12 @@ const SINGLE_SUFFIX: &str = "-single";
 const SQUASHED_SUFFIX: &str = "-squashed";
 /// What stands before the time in the names of trees whose entries all have one.
 const TIME_MARK: char = '@';
+/// The suffix of trees that depend on what lies below them.
+const CHAINED_SUFFIX: &str = "-chained";
+/// The suffix, before a number, of trees of layers that an image has again above.
+const AGAIN_SUFFIX: &str = "-again";
+/// The second line of a mark without a tree.
+const BELOW: &str = "below";
 /// The name of the lock file.
 const LOCK_NAME: &str = ".lock";
 
@@ -168,43 +185,88 @@ impl Snapshots {
     }
 
     /// The tree of a layer, if it was made before.
-    pub fn get(&self, layer: &DiffId, times: SnapshotTimes) -> Option<PathBuf> {
-        let name = self.name(layer, times);
-        let exists = self.folder.stat(name.as_bytes()).is_ok();
-        (exists && self.is_of_this_boot(&name)).then(|| self.path.join(name))
+    pub fn get(&self, lower: &Lower, times: SnapshotTimes) -> Option<PathBuf> {
+        let name = self.name(lower, times);
+        let name = match self.mark(&name)? {
+            Mark::Tree => name,
+            Mark::Below => {
+                let chained = self.chained_name(lower, times);
+                if self.mark(&chained)? != Mark::Tree {
+                    return None;
+                }
+                chained
+            }
+        };
+        self.folder.stat(name.as_bytes()).is_ok().then(|| self.path.join(name))
     }
 
-    /// The tree of a layer, unpacked from `open` unless it is there already. `open` gives the layer's bytes, compressed
-    /// or not; they are hashed while they are unpacked, and only the tar that `layer` names becomes its tree: neither
-    /// an image whose configuration claims another image's layer, nor bytes that rotted on the disk, can take its
-    /// place. Several processes may prepare one layer at once; one of them wins and all get its tree.
+    /// The tree of a layer, unpacked from `source` unless it is there already. The layer's bytes are hashed while they
+    /// are unpacked, and only the tar that `lower` names becomes its tree: neither an image whose configuration claims
+    /// another image's layer, nor bytes that rotted on the disk, can take its place. Several processes may prepare one
+    /// layer at once; one of them wins and all get its tree.
     ///
     /// # Errors
     /// When the layer is hostile, damaged or another one, or the disk is full; nothing is left then.
-    pub fn prepare<R: io::Read + Send>(
+    pub fn prepare(
         &self,
-        layer: &DiffId,
+        lower: &Lower,
         times: SnapshotTimes,
         limits: Limits,
-        open: impl FnOnce() -> io::Result<R>,
+        source: &dyn LayerSource,
     ) -> Result<(PathBuf, Skipped), SnapshotError> {
-        if let Some(path) = self.get(layer, times) {
+        if let Some(path) = self.get(lower, times) {
             return Ok((path, Skipped::default()));
         }
-        let name = self.name(layer, times);
+        match self.unpack(lower, times, limits, source) {
+            // A bomb, or a large sparse file. Its index proves that it is what the image names, and costs no disk.
+            Err(SnapshotError::Apply { source: ApplyError::Layer(error), .. }) if error.is_ratio() => {
+                let proof = source.index(lower.number);
+                proof.map_err(|error| failed(lower, ApplyError::Layer(LayerError::Read(error))))?;
+                self.unpack(lower, times, limits.without_ratio(), source)
+            }
+            result => result,
+        }
+    }
+
+    fn unpack(
+        &self,
+        lower: &Lower,
+        times: SnapshotTimes,
+        limits: Limits,
+        source: &dyn LayerSource,
+    ) -> Result<(PathBuf, Skipped), SnapshotError> {
+        let failed = |error| failed(lower, error);
         let unfinished = self.begin()?;
-        let failed = |source| SnapshotError::Apply { layer: *layer, source };
-        let input = open().map_err(|error| failed(ApplyError::Layer(LayerError::Read(error))))?;
-        let mut reader = LayerReader::hashing(input, limits).map_err(|error| failed(error.into()))?;
-        let skipped =
-            apply::apply(&mut reader, &unfinished.tree, self.owners, times.fixed()).map_err(failed)?;
-        check_diff_id(layer, reader.diff_id()).map_err(failed)?;
-        Ok((self.publish(&self.path.join(&unfinished.name), &name)?, skipped))
+        let input = source.open(lower.number);
+        let input = input.map_err(|error| failed(ApplyError::Layer(LayerError::Read(error))))?;
+        let algorithm = lower.diff_id.digest().algorithm();
+        let reader = LayerReader::hashing(input, limits, algorithm);
+        let mut reader = reader.map_err(|error| failed(error.into()))?;
+        let mut unpacking = Unpacking::new(&unfinished.tree, self.owners, times.fixed(), &limits);
+        unpacking.entries(&mut reader).map_err(failed)?;
+        check_diff_id(&lower.diff_id, reader.diff_id()).map_err(failed)?;
+        let needs_below = unpacking.needs_below();
+        let below = match needs_below {
+            true => source.below(lower.number).map_err(|error| failed(ApplyError::Below(error)))?,
+            false => MergedTree::new(&[]),
+        };
+        let skipped = unpacking.finish(&below, source).map_err(failed)?;
+        let tree = self.path.join(&unfinished.name);
+        let name = self.name(lower, times);
+        if !needs_below {
+            return Ok((self.publish(&tree, &name)?, skipped));
+        }
+        let path = self.publish(&tree, &self.chained_name(lower, times))?;
+        // Last: who finds this mark looks for the tree.
+        let lock = self.lock()?;
+        self.write_mark(&name, &Mark::Below)?;
+        drop(lock);
+        Ok((path, skipped))
     }
 
     /// Makes the changed files in `upper`, an overlay's upper directory in a folder on the same file system, the tree
-    /// of the layer that was written from `changes`: by a rename, without copying. What did not change is removed and
-    /// every entry gets its time first, so that the tree is what unpacking the layer would give.
+    /// of the layer that was written from `changes`: by a rename, without copying. What is no part of the layer is
+    /// removed and every entry gets its time first, so that the tree is what unpacking the layer would give.
     ///
     /// # Errors
     /// When the upper directory cannot be changed or moved.
@@ -215,21 +277,22 @@ impl Snapshots {
         layer: &DiffId,
         times: SnapshotTimes,
     ) -> Result<PathBuf, SnapshotError> {
-        if let Some(path) = self.get(layer, times) {
+        let lower = Lower::single(*layer);
+        if let Some(path) = self.get(&lower, times) {
             return Ok(path);
         }
-        changes.remove_unchanged().map_err(at("remove unchanged files below", upper))?;
+        changes.remove_superfluous().map_err(at("remove what did not change below", upper))?;
         if let Some(mtime) = times.fixed() {
             changes.set_times(mtime).map_err(at("set times below", upper))?;
         }
-        self.publish(upper, &self.name(layer, times))
+        self.publish(upper, &self.name(&lower, times))
     }
 
     /// Gives the finished `tree` the name it is found by. When somebody else made the same meanwhile, that one stays.
     fn publish(&self, tree: &Path, name: &str) -> Result<PathBuf, SnapshotError> {
         let path = self.path.join(name);
         let lock = self.lock()?;
-        if self.is_of_this_boot(name) && self.folder.stat(name.as_bytes()).is_ok() {
+        if self.mark(name) == Some(Mark::Tree) && self.folder.stat(name.as_bytes()).is_ok() {
             return Ok(path);
         }
         // A tree of an earlier boot gives way: into a name of its own, since removing it takes long.
@@ -239,8 +302,7 @@ impl Snapshots {
             _ => {}
         }
         // The mark comes first: without it nobody uses the tree, and the old mark would make it one to be removed.
-        let mark = self.path.join(format!("{name}{BOOT_SUFFIX}"));
-        std::fs::write(&mark, &self.boot_id).map_err(at("write", &mark))?;
+        self.write_mark(name, &Mark::Tree)?;
         std::fs::rename(tree, &path).map_err(at("move", tree))?;
         drop(lock);
         drop(earlier);
@@ -256,7 +318,7 @@ impl Snapshots {
         Ok(lock)
     }
 
-    /// Removes trees of layers that `wanted` does not name, and what dead makers left. Returns how many; `None`, and
+    /// Removes trees whose DiffID or ChainID `wanted` does not name (in hex), and what dead makers left. Returns how many; `None`, and
     /// nothing is removed, while containers or builds use the snapshots.
     ///
     /// # Errors
@@ -278,8 +340,7 @@ impl Snapshots {
             }
             let hex = name.split(|c: char| !c.is_ascii_hexdigit()).next().unwrap_or_default();
             // What a build stood on before the machine started again, nobody will ask for.
-            let is_left =
-                name.contains(TIME_MARK) && !self.is_of_this_boot(name.trim_end_matches(BOOT_SUFFIX));
+            let is_left = name.contains(TIME_MARK) && self.mark(name.trim_end_matches(BOOT_SUFFIX)).is_none();
             // Held until a dead maker's tree is gone.
             let _lock = match name.starts_with(UNFINISHED_PREFIX) {
                 true => match claim::lock(&self.path.join(&name)) {
@@ -308,23 +369,50 @@ impl Snapshots {
         self.remove_unwanted(|_| true, dry_run)
     }
 
-    fn name(&self, layer: &DiffId, times: SnapshotTimes) -> String {
-        let suffix = match (self.owners, self.is_squashing) {
-            (Owners::Keep, _) => "",
-            (Owners::Squash, false) => SINGLE_SUFFIX,
-            (Owners::Squash, true) => SQUASHED_SUFFIX,
-        };
-        let hex = layer.digest().hex();
-        match times {
-            SnapshotTimes::Exported => format!("{hex}{suffix}"),
-            SnapshotTimes::Build(secs) => format!("{hex}{suffix}{TIME_MARK}{secs}"),
+    /// What a layer's tree is found by when it does not depend on what lies below it.
+    fn name(&self, lower: &Lower, times: SnapshotTimes) -> String {
+        let hex = lower.diff_id.digest().hex();
+        match lower.repeat {
+            0 => self.variant(hex, times),
+            repeat => self.variant(format!("{hex}{AGAIN_SUFFIX}{repeat}"), times),
         }
     }
 
-    /// Whether the tree of this name, if there is one, was made since the machine started.
-    fn is_of_this_boot(&self, name: &str) -> bool {
-        let mark = std::fs::read_to_string(self.path.join(format!("{name}{BOOT_SUFFIX}")));
-        mark.is_ok_and(|boot_id| boot_id == self.boot_id)
+    /// What it is found by when it does.
+    fn chained_name(&self, lower: &Lower, times: SnapshotTimes) -> String {
+        self.variant(format!("{}{CHAINED_SUFFIX}", lower.chain.digest().hex()), times)
+    }
+
+    /// The name of a tree as this user has it, with these times.
+    fn variant(&self, mut name: String, times: SnapshotTimes) -> String {
+        name.push_str(match (self.owners, self.is_squashing) {
+            (Owners::Keep, _) => "",
+            (Owners::Squash, false) => SINGLE_SUFFIX,
+            (Owners::Squash, true) => SQUASHED_SUFFIX,
+        });
+        if let SnapshotTimes::Build(secs) = times {
+            name.push_str(&format!("{TIME_MARK}{secs}"));
+        }
+        name
+    }
+
+    /// What is known of a name since the machine started.
+    fn mark(&self, name: &str) -> Option<Mark> {
+        let mark = std::fs::read_to_string(self.path.join(format!("{name}{BOOT_SUFFIX}"))).ok()?;
+        match mark.strip_prefix(&self.boot_id)?.trim() {
+            "" => Some(Mark::Tree),
+            BELOW => Some(Mark::Below),
+            _ => None,
+        }
+    }
+
+    fn write_mark(&self, name: &str, mark: &Mark) -> Result<(), SnapshotError> {
+        let path = self.path.join(format!("{name}{BOOT_SUFFIX}"));
+        let text = match mark {
+            Mark::Tree => self.boot_id.clone(),
+            Mark::Below => format!("{}\n{BELOW}\n", self.boot_id),
+        };
+        std::fs::write(&path, text).map_err(at("write", &path))
     }
 
     fn begin(&self) -> Result<Unfinished<'_>, SnapshotError> {
@@ -339,6 +427,20 @@ impl Snapshots {
             return Ok(Unfinished { snapshots: self, name, tree, _lock: lock });
         }
     }
+}
+
+/// What a mark says of the tree that has its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// It was made since the machine started.
+    Tree,
+    /// There is none: the layer depends on those below it.
+    Below,
+}
+
+/// For `map_err`.
+fn failed(lower: &Lower, source: ApplyError) -> SnapshotError {
+    SnapshotError::Apply { layer: lower.diff_id, source }
 }
 
 /// Whether what was unpacked is the layer it should be.

@@ -11,12 +11,15 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use rimg_formats::config::ImageConfig;
+use rimg_formats::digest::DiffId;
 use rimg_formats::layer::Limits;
 use rimg_formats::reference::Reference;
 use rimg_formats::store::{Image, Store, StoreError};
 use rimg_runner::containers::Containers;
 use rimg_runner::foreground::run_foreground;
 use rimg_runner::limits;
+use rimg_runner::snapshots::source::StoreLayers;
+use rimg_runner::snapshots::stack::Lower;
 use rimg_runner::snapshots::{SnapshotTimes, Snapshots};
 use rimg_runner::spec::{Mount, MountKind, Network, RootFs, SandboxSpec, WindowSize};
 use rimg_runner::userns::Mapping;
@@ -133,27 +136,31 @@ fn find_or_pull(store: &Store, args: &RunArgs) -> Result<Image, Failure> {
 fn unpack(store: &Store, snapshots: &Snapshots, image: &Image) -> Result<Vec<PathBuf>, Failure> {
     // Promises that nobody collects the image's blobs while they are unpacked. Nothing is written where all snapshots
     // are there, as nearly always: their own lock keeps them, and a written database has to be synced to the disk.
-    let complete =
-        image.layers.iter().all(|(_, diff_id)| snapshots.get(diff_id, SnapshotTimes::Exported).is_some());
-    let _lease = if complete { None } else { Some(store.lease(&image.digest)?) };
-    let mut lowers = Vec::with_capacity(image.layers.len());
+    let diff_ids: Vec<DiffId> = image.layers.iter().map(|(_, diff_id)| *diff_id).collect();
+    let stack = Lower::stack(&diff_ids);
+    let times = SnapshotTimes::Exported;
+    let unpacked: Vec<Option<PathBuf>> = stack.iter().map(|lower| snapshots.get(lower, times)).collect();
+    let _lease = if unpacked.iter().all(Option::is_some) { None } else { Some(store.lease(&image.digest)?) };
     for (layer, diff_id) in &image.layers {
         let missing = || {
             Failure::new(format!("layer {} is not in the store", layer.digest)).hint("pull the image again")
         };
-        let blob = store.verified_blob(&layer.digest)?.ok_or_else(missing)?;
+        store.verified_blob(&layer.digest)?.ok_or_else(missing)?;
         if snapshots.needs_one_owner() {
             let index = store.layer_index_of(&layer.digest, Some(diff_id))?;
             index
                 .one_owner()
                 .map_err(|other| Failure::new(other.to_string()).hint(super::rootless::MORE_IDS))?;
         }
-        // What is unpacked has to have this very digest, or it does not become a snapshot.
-        let (path, _) = snapshots
-            .prepare(diff_id, SnapshotTimes::Exported, Limits::default(), || Ok(blob.into_file()))?;
-        lowers.push(path);
     }
-    Ok(lowers)
+    let layers = image.layers.iter().map(|(layer, diff_id)| (layer.digest, *diff_id));
+    let source = StoreLayers::new(store, layers);
+    let prepare = |(lower, path): (&Lower, Option<PathBuf>)| match path {
+        Some(path) => Ok(path),
+        // What is unpacked has to have this very digest, or it does not become a snapshot.
+        None => Ok(snapshots.prepare(lower, times, Limits::default(), &source)?.0),
+    };
+    stack.iter().zip(unpacked).map(prepare).collect()
 }
 
 /// What the image says, as far as the caller does not say otherwise.

@@ -1,6 +1,6 @@
-//! One more layer on top of a tree: what it removes from below, what it puts, and where its links lead.
+//! One more layer on top of a tree: what it removes from below, and what it puts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::{Child, Folder, LINKS_MAX, MergedTree, Source};
@@ -14,57 +14,15 @@ impl MergedTree {
         let mut layers = self.layers.clone();
         layers.push(Arc::clone(&layer));
         let mut tree = MergedTree { layers, root: Arc::clone(&self.root) };
-        tree.remove_marked(&layer);
         // An index has at most a few million entries, an image 127 layers.
         let number = (tree.layers.len() - 1) as u32;
-        let sources = || (0_u32..).zip(&layer.entries).filter(|(_, entry)| !entry.entry.is_marker());
-        let mut cursor = Cursor::new(&mut tree.root);
-        let mut through_links = Vec::new();
-        for (entry, index_entry) in sources() {
-            let source = Source { layer: number, entry };
-            if !cursor.put(&tree.layers, index_entry, source) {
-                through_links.push((index_entry, source));
-            }
+        let mut cursor = Cursor::new(&mut tree.root, self);
+        for (entry, index_entry) in (0_u32..).zip(&layer.entries) {
+            cursor.put(index_entry, Source { layer: number, entry });
         }
         cursor.close();
-        for (entry, source) in through_links {
-            tree.put_through_links(entry, source);
-        }
         tree.resolve_foreign_links(self, &layer, number);
         tree
-    }
-
-    /// Applies the whiteouts and opaque markers of `layer`.
-    fn remove_marked(&mut self, layer: &LayerIndex) {
-        for entry in layer.entries.iter().map(|entry| &entry.entry) {
-            let opaque = match entry.kind {
-                EntryKind::Whiteout => false,
-                EntryKind::OpaqueMarker => true,
-                _ => continue,
-            };
-            // What cannot be reached cannot be removed. The layer's own links do not count here: they are not there yet.
-            let resolved = match opaque {
-                true => self.resolve(entry.path.as_bytes()),
-                false => self.resolve_no_follow(entry.path.as_bytes()),
-            };
-            let Ok(path) = resolved.map(|resolved| resolved.path) else { continue };
-            let holder = if opaque { Some(path.clone()) } else { path.parent() };
-            let Some(holder) = holder.filter(|holder| self.folder(holder).is_some()) else { continue };
-            let Some(folder) = folder_mut(&mut self.root, &holder, false) else { continue };
-            match opaque {
-                true => folder.children.clear(),
-                false => drop(folder.children.remove(path.split_name().1)),
-            }
-        }
-    }
-
-    fn put_through_links(&mut self, entry: &IndexEntry, source: Source) {
-        // A parent that leads nowhere, or to a file, is where no tool could unpack the entry either.
-        let Ok(path) = self.land(entry.path()) else { return };
-        let Some(parent) = path.parent() else { return };
-        if let Some(folder) = folder_mut(&mut self.root, &parent, true) {
-            put_child(folder, path.split_name().1, &entry.entry.kind, source);
-        }
     }
 
     /// Hard links whose target is in a layer below take that file's entry: later layers may remove its other name.
@@ -74,10 +32,9 @@ impl MergedTree {
                 continue;
             }
             let Some(found) = foreign_target(below, layer, entry) else { continue };
-            let Ok(path) = self.land(entry.path()) else { continue };
-            let Some(parent) = path.parent().filter(|parent| self.folder(parent).is_some()) else { continue };
-            let Some(folder) = folder_mut(&mut self.root, &parent, false) else { continue };
-            if let Some(Child::Leaf(leaf)) = folder.children.get_mut(path.split_name().1)
+            let (parent, name) = entry.path().split_name();
+            let Some(folder) = folder_mut(&mut self.root, parent) else { continue };
+            if let Some(Child::Leaf(leaf)) = folder.children.get_mut(name)
                 && (leaf.layer, leaf.entry) == (number, at)
             {
                 *leaf = found;
@@ -94,7 +51,7 @@ fn foreign_target(below: &MergedTree, layer: &LayerIndex, entry: &IndexEntry) ->
         match layer.get(target) {
             Some(next) => current = next,
             None => {
-                let path = below.land(target).ok()?;
+                let path = below.resolve_no_follow(target.as_bytes()).ok()?.path;
                 let (name, folder) = below.holder(&path)?;
                 return match folder?.children.get(name)? {
                     Child::Leaf(source) => Some(*source),
@@ -106,13 +63,10 @@ fn foreign_target(below: &MergedTree, layer: &LayerIndex, entry: &IndexEntry) ->
     None
 }
 
-/// The directory at `path`, made unshared on the way; with `create`, missing ones are made and files replaced.
-fn folder_mut<'f>(root: &'f mut Arc<Folder>, path: &LayerPath, create: bool) -> Option<&'f mut Folder> {
+/// The directory at `path`, made unshared on the way.
+fn folder_mut<'f>(root: &'f mut Arc<Folder>, path: &[u8]) -> Option<&'f mut Folder> {
     let mut folder = Arc::make_mut(root);
-    for name in path.components() {
-        if create && !matches!(folder.children.get(name), Some(Child::Folder(_))) {
-            folder.children.insert(name.into(), Child::Folder(Arc::default()));
-        }
+    for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
         let Some(Child::Folder(next)) = folder.children.get_mut(name) else { return None };
         folder = Arc::make_mut(next);
     }
@@ -136,71 +90,125 @@ fn new_child(directory: bool, source: Source) -> Child {
 }
 
 /// Puts sorted entries into a tree: keeps the directories on the way to the last one open, so that an entry costs one
-/// insertion and not a walk from the root.
+/// insertion and not a walk from the root. In layer order a directory's markers come before what is in it, so that
+/// they meet only what the layers below have.
 struct Cursor<'c> {
     root: &'c mut Arc<Folder>,
-    /// Directories taken out of their parents, from the root's child down; the parent keeps an empty one meanwhile.
-    open: Vec<(Arc<[u8]>, Arc<Folder>)>,
+    below: &'c MergedTree,
+    /// From the root down.
+    open: Vec<Open<'c>>,
     empty: Arc<Folder>,
 }
 
+/// A directory on the way to the latest entry.
+struct Open<'c> {
+    name: Arc<[u8]>,
+    /// Taken out of its parent, which keeps an empty one meanwhile; for the root, nothing.
+    folder: Arc<Folder>,
+    /// What its path leads to in the layers below, unless the layer removes that.
+    below: Option<&'c Arc<Folder>>,
+    /// Names in it that the layer removes.
+    removed: HashSet<Arc<[u8]>>,
+}
+
 impl<'c> Cursor<'c> {
-    fn new(root: &'c mut Arc<Folder>) -> Cursor<'c> {
-        Cursor { root, open: Vec::new(), empty: Arc::default() }
+    fn new(root: &'c mut Arc<Folder>, below: &'c MergedTree) -> Cursor<'c> {
+        let top = Open {
+            name: Arc::default(),
+            folder: std::mem::take(root),
+            below: Some(&below.root),
+            removed: HashSet::new(),
+        };
+        Cursor { root, below, open: vec![top], empty: Arc::default() }
     }
 
-    /// Puts one entry; false when a symbolic link of a layer below is in its way.
-    fn put(&mut self, layers: &[Arc<LayerIndex>], entry: &IndexEntry, source: Source) -> bool {
-        let (parent, name) = entry.path().split_name();
-        if name.is_empty() {
-            Arc::make_mut(self.root).source = Some(source);
-            return true;
+    fn put(&mut self, entry: &IndexEntry, source: Source) {
+        let kind = &entry.entry.kind;
+        if entry.path().is_root() {
+            // No directory can hide whole layers: a marker of the root means nothing.
+            if *kind == EntryKind::Directory {
+                self.go_to(b"");
+                self.top().source = Some(source);
+            }
+            return;
         }
-        let components = || parent.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
-        let common =
-            self.open.iter().zip(components()).take_while(|((open, _), name)| **open == **name).count();
-        while self.open.len() > common {
+        if *kind == EntryKind::OpaqueMarker {
+            self.go_to(entry.path().as_bytes());
+            self.top().children.clear();
+            if let Some(open) = self.open.last_mut() {
+                open.below = None;
+            }
+            return;
+        }
+        let (parent, name) = entry.path().split_name();
+        self.go_to(parent);
+        if *kind == EntryKind::Whiteout {
+            self.top().children.remove(name);
+            if let Some(open) = self.open.last_mut() {
+                open.removed.insert(name.into());
+            }
+            return;
+        }
+        put_child(self.top(), name, kind, source);
+    }
+
+    /// Opens the directory at `path`, making it where it is missing.
+    fn go_to(&mut self, path: &[u8]) {
+        let components = || path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+        let open = self.open.iter().skip(1);
+        let common = open.zip(components()).take_while(|(open, name)| *open.name == **name).count();
+        while self.open.len() > common + 1 {
             self.close_one();
         }
         for name in components().skip(common) {
-            if !self.enter(layers, name) {
-                return false;
-            }
+            self.enter(name);
         }
-        put_child(self.top(), name, &entry.entry.kind, source);
-        true
     }
 
     fn top(&mut self) -> &mut Folder {
-        match self.open.last_mut() {
-            Some((_, folder)) => Arc::make_mut(folder),
-            None => Arc::make_mut(self.root),
-        }
+        // The root is never closed before the end.
+        let at = self.open.len() - 1;
+        Arc::make_mut(&mut self.open[at].folder)
     }
 
-    fn enter(&mut self, layers: &[Arc<LayerIndex>], name: &[u8]) -> bool {
+    fn enter(&mut self, name: &[u8]) {
+        let below = self.below_of(name);
         let placeholder = Arc::clone(&self.empty);
         let folder = match self.top().children.get_mut(name) {
             Some(Child::Folder(folder)) => std::mem::replace(folder, placeholder),
-            Some(Child::Leaf(source)) => {
-                let entry = &layers[source.layer as usize].entries[source.entry as usize];
-                if matches!(entry.entry.kind, EntryKind::Symlink { .. }) {
-                    return false;
-                }
-                Arc::default()
+            _ => {
+                Arc::new(Folder { source: below.and_then(|folder| folder.source), children: BTreeMap::new() })
             }
-            None => Arc::default(),
         };
-        self.open.push((name.into(), folder));
-        true
+        self.open.push(Open { name: name.into(), folder, below, removed: HashSet::new() });
+    }
+
+    /// What `name` in the latest directory leads to below.
+    fn below_of(&self, name: &[u8]) -> Option<&'c Arc<Folder>> {
+        let open = self.open.last()?;
+        if open.removed.contains(name) {
+            return None;
+        }
+        match open.below?.children.get(name)? {
+            Child::Folder(folder) => Some(folder),
+            Child::Leaf(source) => {
+                if !matches!(self.below.entry_of(*source).entry.kind, EntryKind::Symlink { .. }) {
+                    return None;
+                }
+                let way = self.open.iter().skip(1).map(|open| &*open.name);
+                let path: Vec<&[u8]> = way.chain([name]).collect();
+                self.below.leads_to_folder(&LayerPath::parse(path.join(&b'/')).ok()?)
+            }
+        }
     }
 
     fn close_one(&mut self) {
-        if let Some((name, folder)) = self.open.pop() {
-            match self.top().children.get_mut(&name) {
-                Some(slot) => *slot = Child::Folder(folder),
-                None => drop(self.top().children.insert(name, Child::Folder(folder))),
+        let Some(Open { name, folder, .. }) = self.open.pop() else { return };
+        match self.open.last_mut() {
+            Some(parent) => {
+                drop(Arc::make_mut(&mut parent.folder).children.insert(name, Child::Folder(folder)))
             }
+            None => *self.root = folder,
         }
     }
 

@@ -8,6 +8,18 @@ use crate::layer::path::{LayerPath, LayerPathError, printable};
 
 impl MergedTree {
     pub(super) fn follow(&self, path: &[u8], follow_last: bool) -> Result<Resolved<'_>, ResolveError> {
+        let walk = self.walk_along(path, follow_last)?;
+        walk.finish().map_err(|source| ResolveError::Path { path: printable(path), source })
+    }
+
+    /// The directory that `path` leads to, all links followed.
+    pub(super) fn leads_to_folder(&self, path: &LayerPath) -> Option<&Arc<Folder>> {
+        let walk = self.walk_along(path.as_bytes(), true).ok()?;
+        let exists = walk.leaf.is_none() && walk.missing.is_empty();
+        walk.folders.last().filter(|_| exists).map(|(_, folder)| *folder)
+    }
+
+    fn walk_along<'t>(&'t self, path: &[u8], follow_last: bool) -> Result<Follow<'t>, ResolveError> {
         let printable = || printable(path);
         let mut walk =
             Follow { tree: self, folders: vec![(&[], &self.root)], leaf: None, missing: Vec::new() };
@@ -29,7 +41,7 @@ impl MergedTree {
             }
             pending.extend(target.split(|&byte| byte == b'/').rev());
         }
-        walk.finish().map_err(|source| ResolveError::Path { path: printable(), source })
+        Ok(walk)
     }
 }
 
