@@ -14,45 +14,52 @@ use rustix::fs::FileType;
 
 use crate::layer_plan::PlannedEntry;
 use crate::layer_tree::prepare_sources;
+use crate::output::Others;
 use crate::source_tree::Content;
 
 /// Makes the entries, which come in layer order and with their attributes read, in `directory`. Owners are kept as far as the caller may give files
 /// away; devices are left out by those who may not make them.
 pub(crate) fn materialise(entries: &[PlannedEntry], directory: &Path, times: MtimePolicy) -> io::Result<()> {
-    write(entries, directory, times, &|_, _| Ok(()))
+    prepare_sources(entries.iter().map(|planned| &planned.content))?;
+    let root = RootDir::open(directory)?;
+    make_all(&root, entries, &|_, _| Ok(()))?;
+    finish_all(&root, entries, times)
 }
 
-/// As [`materialise`], over what is in `directory`: what is in an entry's way goes, what no entry names stays. A
-/// directory is kept for a directory; a link is never followed, whatever it stands for, so nothing is written
-/// elsewhere.
+/// As [`materialise`], over what is in `directory`: what is in an entry's way goes, and so do `others`, that no entry
+/// names, if they are to be removed. A directory is kept for a directory; a link is never followed, whatever it stands
+/// for, so nothing is written elsewhere.
 pub(crate) fn materialise_over(
     entries: &[PlannedEntry],
     directory: &Path,
     times: MtimePolicy,
+    others: Others,
 ) -> io::Result<()> {
-    write(entries, directory, times, &make_way)
+    prepare_sources(entries.iter().map(|planned| &planned.content))?;
+    let root = RootDir::open(directory)?;
+    make_all(&root, entries, &make_way)?;
+    if others == Others::Removed {
+        // While directories can still be written to.
+        remove_others(&root, entries)?;
+    }
+    finish_all(&root, entries, times)
 }
 
 /// What makes the place of an entry ready for it.
 type Prepare = dyn Fn(&RootDir, &Entry) -> io::Result<()>;
 
-fn write(
-    entries: &[PlannedEntry],
-    directory: &Path,
-    times: MtimePolicy,
-    prepare: &Prepare,
-) -> io::Result<()> {
-    prepare_sources(entries.iter().map(|planned| &planned.content))?;
-    let root = RootDir::open(directory)?;
-    for planned in entries {
-        let made = prepare(&root, &planned.entry).and_then(|()| make(&root, planned));
-        made.map_err(|error| named(&planned.entry.path, &error))?;
-    }
-    // Backwards, so that making something in a directory does not change its time afterwards.
-    for planned in entries.iter().rev() {
-        finish(&root, &planned.entry, times).map_err(|error| named(&planned.entry.path, &error))?;
-    }
-    Ok(())
+fn make_all(root: &RootDir, entries: &[PlannedEntry], prepare: &Prepare) -> io::Result<()> {
+    entries.iter().try_for_each(|planned| {
+        let made = prepare(root, &planned.entry).and_then(|()| make(root, planned));
+        made.map_err(|error| named(&planned.entry.path, &error))
+    })
+}
+
+/// Backwards, so that making something in a directory does not change its time afterwards.
+fn finish_all(root: &RootDir, entries: &[PlannedEntry], times: MtimePolicy) -> io::Result<()> {
+    entries.iter().rev().try_for_each(|planned| {
+        finish(root, &planned.entry, times).map_err(|error| named(&planned.entry.path, &error))
+    })
 }
 
 /// Removes what is in an entry's way.
@@ -76,9 +83,8 @@ fn make_way(root: &RootDir, entry: &Entry) -> io::Result<()> {
     }
 }
 
-/// Removes from `directory` what no entry names.
-pub(crate) fn remove_others(entries: &[PlannedEntry], directory: &Path) -> io::Result<()> {
-    let root = RootDir::open(directory)?;
+/// Removes what no entry names.
+fn remove_others(root: &RootDir, entries: &[PlannedEntry]) -> io::Result<()> {
     let wanted: BTreeSet<&LayerPath> = entries.iter().map(|planned| &planned.entry.path).collect();
     let is_directory = |planned: &&PlannedEntry| planned.entry.kind == EntryKind::Directory;
     let below = entries.iter().filter(is_directory).map(|planned| &planned.entry.path);

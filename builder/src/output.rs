@@ -12,7 +12,7 @@ use crate::cache::LayerRecord;
 use crate::engine::BuildResult;
 use crate::layer_plan::{LayerPlan, PlannedEntry};
 use crate::layer_tree::{LayerTree, prepare_sources};
-use crate::materialise::{materialise_over, remove_others};
+use crate::materialise::materialise_over;
 use crate::source_tree::Content;
 
 /// Why a result could not be written.
@@ -56,7 +56,7 @@ pub enum Others {
     /// They stay.
     #[default]
     Kept,
-    /// They are removed, once the result is written.
+    /// They are removed.
     Removed,
 }
 
@@ -74,11 +74,7 @@ pub fn write_directory(
 ) -> Result<(), OutputError> {
     let entries = entries(store, result)?;
     std::fs::create_dir_all(directory)?;
-    materialise_over(&entries, directory, MtimePolicy::Preserve)?;
-    if others == Others::Removed {
-        remove_others(&entries, directory)?;
-    }
-    Ok(())
+    Ok(materialise_over(&entries, directory, MtimePolicy::Preserve, others)?)
 }
 
 fn entries(store: &Store, result: &BuildResult) -> Result<Vec<PlannedEntry>, OutputError> {

@@ -111,7 +111,9 @@ fn a_directory_is_written_over_and_nothing_outside_of_it() {
         // What a directory forbids its owner is no obstacle.
         fs::set_permissions(out.join("x/sub"), fs::Permissions::from_mode(0o500)).unwrap();
     }
+    fs::set_permissions(out.join("x/sub"), fs::Permissions::from_mode(0o755)).unwrap();
     fs::create_dir_all(out.join("x/sub/more/deep")).unwrap();
+    fs::set_permissions(out.join("x/sub"), fs::Permissions::from_mode(0o500)).unwrap();
     std::os::unix::fs::symlink(&outside, out.join("x/elsewhere")).unwrap();
     write(Others::Removed);
     let names = |path: &str| {
