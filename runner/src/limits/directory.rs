@@ -20,7 +20,11 @@ const REMOVE_ATTEMPTS: u32 = 50;
 pub(super) fn claim(parent: &Path) -> Result<(PathBuf, OwnedFd), LimitsError> {
     sweep(parent);
     loop {
-        fs::create_dir_all(parent).map_err(kernel("make", parent))?;
+        match fs::create_dir_all(parent) {
+            // It was there, and the last sandbox took it along before the look whether it is a directory.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !parent.is_file() => continue,
+            made => made.map_err(kernel("make", parent))?,
+        }
         let directory = parent.join(unique_name());
         match fs::create_dir(&directory) {
             // Of a process with our number in another pid namespace, or the last sandbox took `parent` with it.
@@ -131,6 +135,24 @@ mod tests {
         let (other, _other_lock) = claim(&parent).unwrap();
         assert!(live.exists() && other.exists() && live != other);
         assert!(!dead.exists() && foreign.exists());
+    }
+
+    #[test]
+    fn many_come_and_go_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let parent = folder.path().join("rimg");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        let (directory, lock) = claim(&parent).unwrap();
+                        drop(lock);
+                        remove(&directory);
+                    }
+                });
+            }
+        });
+        assert!(!parent.exists());
     }
 
     #[test]
