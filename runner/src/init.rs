@@ -8,7 +8,7 @@
 //!
 //! No process of the image runs before phase 3.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -93,7 +93,7 @@ fn set_up_and_run(plan: &mut Plan, control: &OwnedFd) -> Result<i32, SetupFailur
     for op in &plan.ops {
         setup.carry_out(op, control)?;
     }
-    let Setup { tree, terminal, pts } = setup;
+    let Setup { tree, terminal, pts, volumes: _ } = setup;
     let mut tree = tree
         .ok_or_else(|| SetupFailure { operation: "attach a root: the plan has none".to_owned(), errno: 0 })?;
     let launch = match payload::prepare(&plan.payload, &tree, sets.ignored)? {
@@ -123,6 +123,8 @@ struct Setup {
     tree: Option<Tree>,
     pts: Option<OwnedFd>,
     terminal: Option<Terminal>,
+    /// Detached mounts of the root's own directories, by where they belong.
+    volumes: Vec<(OsString, OwnedFd)>,
 }
 
 impl Setup {
@@ -177,7 +179,16 @@ impl Setup {
                     .or_fail(|| format!("attach a mount at {}", target.display()))
             }
             Op::Tmpfs { target, tmpfs, read_only } => mount_tmpfs(tree, target, tmpfs, *read_only),
-            Op::Volume { target, read_only } => mount_volume(tree, target, *read_only),
+            Op::OpenVolume { target } => {
+                let volume = open_volume(tree, target)?;
+                self.volumes.push((target.clone(), volume));
+                Ok(())
+            }
+            Op::Volume { target, read_only } => {
+                let opened = self.volumes.iter().position(|(opened, _)| opened == target);
+                let (_, volume) = self.volumes.swap_remove(opened.ok_or_else(no_root)?);
+                mount_volume(tree, target, &volume, *read_only)
+            }
             Op::Mask(path) => kernel_fs::mask(tree, path),
             Op::MaskThrottling => kernel_fs::mask_throttling(tree),
             Op::ReadOnly(path) => kernel_fs::make_read_only(tree, path),
@@ -315,19 +326,28 @@ fn mount_tmpfs(tree: &mut Tree, target: &OsStr, tmpfs: &Tmpfs, read_only: bool) 
     attach(mount.as_fd(), point.as_fd()).or_fail(operation)
 }
 
-/// A mount of a directory of the root on itself: its content, owner and mode are the image's, what is written goes where
+/// A detached mount of a directory of the root: its content, owner and mode are the image's, what is written goes where
 /// the root's changes go, and a root that becomes read-only leaves it as it is.
-fn mount_volume(tree: &mut Tree, target: &OsStr, read_only: bool) -> Result<(), SetupFailure> {
-    let operation = || format!("make a volume of {}", target.display());
+fn open_volume(tree: &mut Tree, target: &OsStr) -> Result<OwnedFd, SetupFailure> {
     let stubs = tree.stubs.len();
     let point = tree.mount_point(target, PointKind::Directory)?;
     // As the working directory: it is no stub.
     tree.stubs.truncate(stubs);
-    let mount = tree::clone_mount(point.as_fd(), "", false).or_fail(operation)?;
-    attach(mount.as_fd(), point.as_fd()).or_fail(operation)?;
+    tree::clone_mount(point.as_fd(), "", false).or_fail(|| format!("make a volume of {}", target.display()))
+}
+
+fn mount_volume(
+    tree: &mut Tree,
+    target: &OsStr,
+    volume: &OwnedFd,
+    read_only: bool,
+) -> Result<(), SetupFailure> {
+    let operation = || format!("mount a volume at {}", target.display());
+    let point = tree.mount_point(target, PointKind::Directory)?;
+    attach(volume.as_fd(), point.as_fd()).or_fail(operation)?;
     if read_only {
         let change = MountChange { read_only: true, ..MountChange::default() };
-        mounts::restrict_attached(mount.as_fd(), change).or_fail(operation)?;
+        mounts::restrict_attached(volume.as_fd(), change).or_fail(operation)?;
     }
     Ok(())
 }

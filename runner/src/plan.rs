@@ -91,7 +91,9 @@ pub(crate) enum Op {
     Attach { mount: RawFd, directory: bool, target: OsString },
     /// An empty tmpfs.
     Tmpfs { target: OsString, tmpfs: Tmpfs, read_only: bool },
-    /// A mount of the root's own directory.
+    /// Take the root's own directory for a volume, before any mount can lie over it.
+    OpenVolume { target: OsString },
+    /// Mount what was taken for the volume at this place.
     Volume { target: OsString, read_only: bool },
     /// Cover a path of our own procfs or sysfs.
     Mask(String),
@@ -179,6 +181,8 @@ impl Plan {
         if !prepared.cgroups.is_empty() {
             ops.push(Op::Cgroups(prepared.cgroups.clone()));
         }
+        let volumes = spec.mounts.iter().filter(|mount| mount.kind == MountKind::Volume);
+        ops.extend(volumes.map(|mount| Op::OpenVolume { target: mount.target.clone().into_os_string() }));
         ops.extend(caller_mounts(spec, prepared));
         ops.extend(files(spec));
         let cwd = spec.cwd.clone().into_os_string();

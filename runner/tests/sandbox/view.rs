@@ -333,6 +333,22 @@ fn volumes_are_the_images_and_writable() {
     spec.mounts = vec![tmpfs("/data/cache", Tmpfs::default()), volume("/data"), volume("/new/deep")];
     assert_eq!(output(spec), "751\n755\nimage\ny\nz\nro\n2\n");
     assert!(!data.join("y").exists(), "the image's own layer was written to");
+    // Below a directory of the host it is the image's all the same.
+    let host = tempfile::tempdir().unwrap();
+    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(host.path().join("inner")).unwrap();
+    fs::create_dir_all(root.lower().join("outer/inner")).unwrap();
+    fs::write(root.lower().join("outer/inner/file"), "image\n").unwrap();
+    let mut spec =
+        root.shell("cat /outer/inner/file; echo y > /outer/inner/y; touch /outer/x 2>/dev/null || echo ro");
+    let outer = Mount {
+        kind: MountKind::Bind { source: host.path().to_owned() },
+        target: PathBuf::from("/outer"),
+        read_only: true,
+    };
+    spec.mounts = vec![volume("/outer/inner"), outer];
+    assert_eq!(output(spec), "image\nro\n");
+    assert_eq!(fs::read_dir(host.path().join("inner")).unwrap().count(), 0);
     let mut spec = root.spec(&["true"]);
     spec.mounts = vec![volume("/etc/passwd")];
     let error = try_run(spec).unwrap_err().to_string();
