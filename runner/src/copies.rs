@@ -45,6 +45,15 @@ enum Copy {
     Output(Output),
 }
 
+impl Copy {
+    fn is_terminal(&self) -> bool {
+        match self {
+            Copy::Input(input) => input.is_terminal,
+            Copy::Output(output) => output.is_terminal,
+        }
+    }
+}
+
 impl Copies {
     /// The streams that the sandbox's pipes or terminal need. With a terminal, input goes there if `interactive`.
     pub(crate) fn of(
@@ -91,13 +100,18 @@ impl Copies {
         })
     }
 
-    /// Begins those streams of [`Copies::sources`] for which `ready` holds.
-    pub(crate) fn begin(&mut self, ready: &[bool]) -> io::Result<()> {
+    /// Begins those streams of [`Copies::sources`] at which something has happened: `events`, in their order.
+    pub(crate) fn begin(&mut self, events: &[PollFlags]) -> io::Result<()> {
         for at in (0..self.waiting.len()).rev() {
-            if !ready.get(at).copied().unwrap_or(false) {
+            let events = events.get(at).copied().unwrap_or(PollFlags::empty());
+            if events.is_empty() {
                 continue;
             }
             let copy = self.waiting.remove(at);
+            // A pipe that ends with nothing in it, as at the end of a silent run, needs no thread to be closed.
+            if events == PollFlags::POLLHUP && !copy.is_terminal() {
+                continue;
+            }
             // A read from a descriptor that others read from too may block, even though there was something to read.
             let can_block = matches!(&copy, Copy::Input(input) if !input.is_file());
             let run = move || match copy {

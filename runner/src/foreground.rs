@@ -82,21 +82,23 @@ fn watch(
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+        let events: Vec<PollFlags> =
+            fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect();
         drop(fds);
-        if ready[0] {
+        let ready = |at: usize| !events[at].is_empty();
+        if ready(0) {
             return Ok(());
         }
-        if ready[1] {
+        if ready(1) {
             signals.pass(running, master)?;
         }
         for at in 0..outputs.len() {
-            if handed[at] && ready[2 + at] {
+            if handed[at] && ready(2 + at) {
                 handed[at] = false;
                 copies.begin_watch_of_writes(outputs[at])?;
             }
         }
-        copies.begin(&ready[4..])?;
+        copies.begin(&events[4..])?;
     }
 }
 
