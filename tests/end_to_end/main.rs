@@ -6,6 +6,7 @@ mod command_line;
 mod concurrency;
 mod crash;
 mod damage;
+mod faults;
 mod http;
 mod images;
 mod inputs;
