@@ -80,6 +80,8 @@ make_systemd_disk() {
 After=multi-user.target user@1000.service
 [Service]
 Type=oneshot
+# A container that runs out of memory is one of this service's; without delegation systemd would stop the service.
+Delegate=yes
 ExecStart=/rimg/systemd-checks
 StandardOutput=tty
 StandardError=tty
