@@ -218,3 +218,22 @@ fn flags_on_archives() {
     let expected = "`x` is a hard link to `none`, which is neither in it nor in the image";
     assert!(text.contains(expected), "{text}");
 }
+
+/// What one tar says about itself, and what stands behind it.
+#[test]
+fn archives_with_links_of_their_own() {
+    let archive: Entries<'_> = &[("real/", b'5', ""), ("lnk", b'2', "real"), ("lnk/f", b'0', "f")];
+    let (_, new) = added("", &[archive]);
+    assert_eq!(new, ["l644 7:9 lnk -> real", "d644 7:9 real", "f644 7:9 real/f = f"]);
+    let archive: Entries<'_> =
+        &[("real/", b'5', ""), ("lnk", b'2', "real"), ("lnk/", b'5', ""), ("lnk/f", b'0', "f")];
+    let (_, new) = added("", &[archive]);
+    assert_eq!(new, ["d644 7:9 lnk", "f644 7:9 lnk/f = f", "d644 7:9 real"]);
+    let workspace = Workspace::new();
+    let mut padded = gzip(&tar(&[("x", b'0', "x")]));
+    padded.resize(padded.len() + 2560, 0);
+    std::fs::write(workspace.context().join("a.tgz"), padded).unwrap();
+    assert_eq!(workspace.build("FROM scratch\nADD a.tgz /\n").listing(), ["f644 7:9 x = x"]);
+    std::fs::write(workspace.context().join("bad.tar"), tar(&[("x", b'1', "x")])).unwrap();
+    workspace.fails("FROM scratch\nADD bad.tar /\n");
+}

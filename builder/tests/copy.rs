@@ -262,7 +262,7 @@ fn what_is_not_supported_is_told_at_once() {
     let workspace = workspace();
     let text = workspace.fails(
         "FROM nowhere.invalid/image AS a\nADD https://example.com/x git@example.com:y /x/\nRUN --mount=type=ssh --security=insecure true\n\
-         FROM scratch\nONBUILD ADD https://example.com/later /\nRUN --mount=type=cache,target=/c,source=/a true\nCOPY missing /\n",
+         FROM scratch\nONBUILD ADD https://example.com/later /\nRUN --mount=type=cache,target=/c,source=/a true\nCOPY --from=a missing /\n",
     );
     let heads: Vec<&str> =
         text.lines().filter(|line| line.starts_with("error") || line.contains("-->")).collect();
