@@ -112,6 +112,7 @@ ARCHIVES = {
     "links within": [("a", "file", "a"), ("b", "hard", "a"), ("c", "link", "a")],
     "a path twice": [("a", "file", "1"), ("a", "file", "2")],
     "a path twice, file then folder": [("a", "file", "1"), ("a", "dir", ""), ("a/b", "file", "2")],
+    "a link and an entry below it": [("real", "dir", ""), ("lnk", "link", "real"), ("lnk/f", "file", "f")],
     "a link and a folder over it": [("real", "dir", ""), ("lnk", "link", "real"), ("lnk", "dir", ""), ("lnk/f", "file", "f")],
 }
 for name, entries in ARCHIVES.items():
