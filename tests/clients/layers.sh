@@ -57,8 +57,9 @@ tree_is() {
 }
 
 in_container() {
-    rimg run --rm --network none "localhost/stacks/$1:1" /bin/busybox tar -cf - -C / \
-        --exclude ./proc --exclude ./sys --exclude ./dev .
+    # shellcheck disable=SC2016 # for the shell inside
+    rimg run --rm --network none "localhost/stacks/$1:1" /bin/busybox sh -c \
+        'cd / && b=/bin/busybox && exec $b tar -cf - $($b ls -A | $b grep -vxE "proc|sys|dev")'
 }
 
 exported() {
