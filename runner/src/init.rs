@@ -135,6 +135,11 @@ impl Setup {
                 rustix::mount::mount_change("/", flags)
                     .or_fail(|| "make the mount namespace private".to_owned())
             }
+            Op::JoinCgroups(files) => files.iter().try_for_each(|file| {
+                let file = sys::inherited_fd(*file).or_fail(|| "take over a cgroup's file".to_owned())?;
+                let joined = rustix::io::write(&file, b"0");
+                joined.map(drop).or_fail(|| "join the sandbox's cgroup".to_owned())
+            }),
             Op::UnshareCgroup => {
                 let flags = nix::sched::CloneFlags::CLONE_NEWCGROUP;
                 nix::sched::unshare(flags).or_fail(|| "make a cgroup namespace".to_owned())

@@ -5,7 +5,7 @@
 //! [`crate::init`]).
 //!
 //! Order of the operations, and why:
-//! 1. namespaces get their names (host name, loopback, cgroup root);
+//! 1. cgroups of version 1 are joined, and namespaces get their names (host name, loopback, cgroup root);
 //! 2. the root is attached on top of the old one, in sight of the host's `/dev` that device nodes come from;
 //! 3. our own file systems, then the caller's mounts (parents first), then our small files, which a mount on `/etc` or on
 //!    what their links lead to would hide, then masks: what is mounted later wins, so no caller's mount below `/proc` can
@@ -65,6 +65,8 @@ pub(crate) struct Plan {
 pub(crate) enum Op {
     /// Stop mount events between this mount namespace and the host's.
     IsolateMounts,
+    /// Join the cgroups of version 1 by these files of them.
+    JoinCgroups(Vec<RawFd>),
     /// A cgroup namespace rooted at the cgroup we were put into.
     UnshareCgroup,
     /// Set the host name.
@@ -154,6 +156,8 @@ pub(crate) struct Prepared {
     pub(crate) ids: IdMaps,
     /// cgroup file systems to show.
     pub(crate) cgroups: Vec<CgroupMount>,
+    /// The files by which to join cgroups of version 1.
+    pub(crate) joins: Vec<RawFd>,
     /// A sysfs of the host's network namespace, where that is the sandbox's and this process may make one.
     pub(crate) sys: Option<RawFd>,
 }
@@ -161,7 +165,11 @@ pub(crate) struct Prepared {
 impl Plan {
     /// The operations for `spec`. Pure.
     pub(crate) fn of(spec: &SandboxSpec, prepared: &Prepared) -> Plan {
-        let mut ops = vec![Op::IsolateMounts, Op::UnshareCgroup, Op::Hostname(spec.hostname.clone())];
+        let mut ops = vec![Op::IsolateMounts];
+        if !prepared.joins.is_empty() {
+            ops.push(Op::JoinCgroups(prepared.joins.clone()));
+        }
+        ops.extend([Op::UnshareCgroup, Op::Hostname(spec.hostname.clone())]);
         let own_network = spec.network == Network::None;
         if own_network {
             ops.push(Op::LoopbackUp);

@@ -128,6 +128,7 @@ impl Sandbox {
         let (ours, theirs) = message::socket_pair().map_err(kernel("make a socket pair"))?;
         let binds = open_binds(&self.spec.mounts)?;
         let cgroup = self.spec.limits.make_cgroup()?;
+        let joins = cgroup.as_ref().map(Cgroup::join_files).transpose()?.unwrap_or_default();
         let sys = match self.spec.network {
             Network::Host => crate::kernel_fs::prepare_sys()
                 .map_err(|error| kernel("mount a fresh sysfs")(error.into()))?,
@@ -139,6 +140,7 @@ impl Sandbox {
             control: theirs.as_raw_fd(),
             binds: binds.iter().map(|(fd, directory)| (fd.as_raw_fd(), *directory)).collect(),
             cgroups: cgroup.as_ref().map(Cgroup::mounts).unwrap_or_default(),
+            joins: joins.iter().map(AsRawFd::as_raw_fd).collect(),
             sys: sys.as_ref().map(AsRawFd::as_raw_fd),
         };
         let plan = write_plan(&Plan::of(&self.spec, &prepared)).map_err(kernel("write the plan"))?;
@@ -147,6 +149,7 @@ impl Sandbox {
         let mut keep: Vec<RawFd> = prepared.binds.iter().map(|(fd, _)| *fd).collect();
         keep.extend([theirs.as_raw_fd(), plan.as_raw_fd(), executable.as_raw_fd()]);
         keep.extend(prepared.sys);
+        keep.extend(&prepared.joins);
         keep.sort_unstable();
         let (pid, pidfd) =
             self.clone_init(&executable, &theirs, &plan, &ends.theirs, &keep, cgroup.as_ref())?;
@@ -165,7 +168,7 @@ impl Sandbox {
             terminal: None,
             cgroup,
         };
-        drop((executable, theirs, plan, ends.theirs, binds, sys));
+        drop((executable, theirs, plan, ends.theirs, binds, joins, sys));
         running.bring_up(pid, &ids, &self.spec)?;
         Ok(running)
     }
@@ -227,9 +230,6 @@ impl Running {
     fn bring_up(&mut self, pid: i32, ids: &IdMaps, spec: &SandboxSpec) -> Result<(), SandboxError> {
         if spec.user_namespace {
             userns::write_maps(pid, ids).map_err(kernel("write the sandbox's id maps"))?;
-        }
-        if let Some(cgroup) = &self.cgroup {
-            cgroup.join(pid)?;
         }
         let sent = self.send_root(spec)?;
         let words = message::receive(self.control.as_fd(), true);

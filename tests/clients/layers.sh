@@ -31,8 +31,9 @@ main() {
         step "rimg loads $name" rimg load -q -i "$STACKS/$name.tar"
         step "$name in a container" tree_is "$name" in_container "$name"
         step "$name as a tree" tree_is "$name" exported "$name"
-        local tool
-        for tool in $(cat "$STACKS/$name.tools"); do
+        local tool tools
+        read -ra tools <"$STACKS/$name.tools"
+        for tool in "${tools[@]}"; do
             case $tool in
             docker | podman | umoci) step "$name by $tool" tree_is "$name" "by_$tool" "$name" ;;
             esac
