@@ -10,7 +10,7 @@ use crate::commands;
 #[derive(Debug, Parser)]
 #[command(name = "rimg", version, propagate_version = false, max_term_width = 100, args_override_self = true)]
 #[command(
-    after_help = "Run `rimg COMMAND --help` for the flags of a command, and `rimg doctor` to see what this machine allows."
+    after_help = "Run `rimg COMMAND --help` for the flags of a command, and `rimg doctor` to see what the host allows."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -90,7 +90,7 @@ pub(crate) enum Command {
     Prune(commands::prune::PruneArgs),
     /// Check every stored byte
     Fsck(commands::fsck::FsckArgs),
-    /// Show what this machine allows, and what to do about the rest
+    /// Show what the host allows, and what to do about the rest
     Doctor(commands::doctor::DoctorArgs),
     /// Show the version
     Version(commands::version::VersionArgs),

@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, CommandFactory, FromArgMatches};
 
 use crate::cli::Cli;
 use crate::commands::run;
+use crate::docker_commands;
 use crate::failure::{CONTAINER_EXIT, Failure, USAGE_EXIT};
 use crate::terminal;
 
@@ -71,7 +72,12 @@ fn not_parsed(mut answer: clap::Error, arguments: &[OsString]) -> ExitCode {
         answer.remove(ContextKind::Suggested);
     }
     if command != Some("run") {
-        let _ = answer.print();
+        match unsupported_command(&answer) {
+            Some(failure) => terminal::note(failure.report().1.unwrap_or_default().trim_end()),
+            None => {
+                let _ = answer.print();
+            }
+        }
         return ExitCode::from(USAGE_EXIT);
     }
     match unsupported_by_run(&answer) {
@@ -87,6 +93,16 @@ fn not_parsed(mut answer: clap::Error, arguments: &[OsString]) -> ExitCode {
 fn unsupported_by_run(answer: &clap::Error) -> Option<Failure> {
     match (answer.kind(), answer.get(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(ContextValue::String(flag))) => run::unsupported_flag(flag),
+        _ => None,
+    }
+}
+
+/// What to say of a command of docker that rimg lacks, in place of the command with the most similar name.
+fn unsupported_command(answer: &clap::Error) -> Option<Failure> {
+    match (answer.kind(), answer.get(ContextKind::InvalidSubcommand)) {
+        (ErrorKind::InvalidSubcommand, Some(ContextValue::String(name))) => {
+            docker_commands::unsupported(name)
+        }
         _ => None,
     }
 }

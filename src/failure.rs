@@ -110,6 +110,12 @@ impl Failure {
         self
     }
 
+    /// The same failure, whose message names an operation: `failed to …`.
+    pub(crate) fn of_operation(mut self) -> Failure {
+        self.message = format!("failed to {}", self.message);
+        self
+    }
+
     /// The exit code, and the text for standard error if there is any left to say.
     pub(crate) fn report(&self) -> (u8, Option<String>) {
         let code = match self.kind {

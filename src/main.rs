@@ -4,6 +4,7 @@
 mod cli;
 mod command_line;
 mod commands;
+mod docker_commands;
 mod failure;
 mod local_access;
 mod printable;

@@ -313,7 +313,7 @@ fn run_process(
         let what = if matches!(error, SandboxError::Lost(_)) { "wait for" } else { "start" };
         let diagnostic = Diagnostic::error(span, format!("failed to {what} the step: {error}"));
         let diagnostic = match is_hosts(&error) {
-            true => diagnostic.help("`rimg doctor` tells what this machine lacks for RUN steps"),
+            true => diagnostic.help("`rimg doctor` shows what the host lacks for RUN steps"),
             false => diagnostic,
         };
         BuildError::Run(Box::new(RunFailure { diagnostic, exit_code: None, last_lines: Vec::new() }))
@@ -329,7 +329,7 @@ fn run_process(
     build.check_stopped()?;
     match status {
         ExitStatus { code: 0, exec_error: None, .. } => Ok(()),
-        status => Err(BuildError::Run(Box::new(failure(&status, process, last_lines, span)))),
+        status => Err(BuildError::Run(Box::new(failure(&status, process, last_lines, span, owners())))),
     }
 }
 
@@ -349,7 +349,17 @@ fn on_one_line(command: &str) -> String {
     if lines.next().is_some() { format!("{first} …") } else { first }
 }
 
-fn failure(status: &ExitStatus, process: &[String], last_lines: Vec<String>, span: Span) -> RunFailure {
+/// libc's messages for the errors of chown(2), setuid(2) and setgroups(2) where one id is mapped.
+const NO_SUCH_OWNER: [&str; 2] = ["Invalid argument", "Operation not permitted"];
+
+/// The error for a process that did not end well.
+fn failure(
+    status: &ExitStatus,
+    process: &[String],
+    last_lines: Vec<String>,
+    span: Span,
+    owners: Owners,
+) -> RunFailure {
     let shown = on_one_line(&process.join(" "));
     let message = match (&status.exec_error, status.signal) {
         (Some(error), _) => {
@@ -367,6 +377,13 @@ fn failure(status: &ExitStatus, process: &[String], last_lines: Vec<String>, spa
             8 => diagnostic.help("the program is for another processor"),
             _ => diagnostic,
         };
+    }
+    let refused = |line: &String| NO_SUCH_OWNER.iter().any(|words| line.contains(words));
+    if owners == Owners::Squash && last_lines.iter().any(refused) {
+        diagnostic = diagnostic.help(
+            "without subordinate ids there are no users but root in RUN steps: changing owners or users fails; \
+             `rimg doctor` shows how to get them",
+        );
     }
     RunFailure { diagnostic, exit_code: u8::try_from(status.code).ok(), last_lines }
 }
@@ -404,4 +421,23 @@ fn with_image_xattrs(entry: &Entry) -> Entry {
     let mut entry = entry.clone();
     entry.xattrs.retain(|name, _| is_image_xattr(name));
     entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_owner_is_explained_where_there_is_none_but_root() {
+        let help = |line: &str, owners: Owners| {
+            let status = ExitStatus { code: 1, signal: None, exec_error: None, lost_output: None };
+            let span = Span::default();
+            let failure = failure(&status, &["chown".to_owned()], vec![line.to_owned()], span, owners);
+            format!("{:?}", failure.diagnostic).contains("without subordinate ids")
+        };
+        assert!(help("chown: /bin: Invalid argument", Owners::Squash));
+        assert!(help("setgroups 65534 failed - setgroups (1: Operation not permitted)", Owners::Squash));
+        assert!(!help("chown: /bin: Invalid argument", Owners::Keep));
+        assert!(!help("make: *** [all] Error 2", Owners::Squash));
+    }
 }

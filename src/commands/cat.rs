@@ -15,7 +15,7 @@ pub(crate) struct CatArgs {
     image: String,
     /// The file; symbolic links are followed within the image
     path: String,
-    /// Which variant of an index to look into [default: this machine's]
+    /// Which variant of an index to look into [default: the host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
 }

@@ -178,7 +178,7 @@ fn ids(facts: &Facts) -> Finding {
     if facts.uid == 0 {
         return finding(subject, Verdict::Good, "not needed by root", "");
     }
-    let advice = "files in containers belong to you alone, and nobody else can be in them";
+    let advice = "containers have no users but root, which is you: changing owners or users fails in them";
     match facts.subordinate_ids {
         Ok(count) => finding(subject, Verdict::Good, format!("{count}"), ""),
         Err(reason) => {

@@ -22,7 +22,7 @@ pub(crate) struct HistoryArgs {
     /// Show instructions whole
     #[arg(long)]
     no_trunc: bool,
-    /// Which variant of an index to show [default: this machine's]
+    /// Which variant of an index to show [default: the host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
 }

@@ -1,5 +1,8 @@
 //! `rimg images`: what is in the store.
 
+use std::collections::BTreeSet;
+
+use rimg_formats::digest::Digest;
 use rimg_formats::epoch::Epoch;
 use rimg_formats::reference::Reference;
 use rimg_formats::store::ImageRecord;
@@ -22,7 +25,7 @@ pub(crate) struct ImagesArgs {
     /// Print digests whole
     #[arg(long, alias = "digests")]
     no_trunc: bool,
-    /// Also list images that nothing names
+    /// Also list images without a name
     #[arg(short, long)]
     all: bool,
 }
@@ -32,7 +35,13 @@ pub(crate) fn run(session: &Session, args: ImagesArgs) -> Result<(), Failure> {
         None => args.all || record.tag.is_some(),
         Some(name) => record.name == name.name() && (name.tag.is_none() || name.tag == record.tag),
     };
-    let records: Vec<ImageRecord> = session.store()?.images()?.into_iter().filter(wanted).collect();
+    let mut records = session.store()?.images()?;
+    if args.name.is_none() {
+        let named: BTreeSet<Digest> =
+            records.iter().filter(|record| record.tag.is_some()).map(|record| record.digest).collect();
+        records.retain(|record| record.tag.is_some() || !named.contains(&record.digest));
+    }
+    records.retain(wanted);
     if session.json() {
         return print_json(&records.iter().map(as_json).collect::<Vec<Value>>());
     }

@@ -23,7 +23,7 @@ pub(crate) struct ImportArgs {
     /// The image's name
     #[arg(value_name = "NAME[:TAG]")]
     name: Option<Reference>,
-    /// What the image runs on [default: this machine]
+    /// What the image runs on [default: the host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
 }

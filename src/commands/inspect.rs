@@ -15,7 +15,7 @@ pub(crate) struct InspectArgs {
     /// Names, digests, or beginnings of digests
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
-    /// Which variant of an index to show [default: this machine's]
+    /// Which variant of an index to show [default: the host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
 }

@@ -23,7 +23,7 @@ pub(crate) struct LoginArgs {
     /// The user name
     #[arg(short, long)]
     username: Option<String>,
-    /// The password; other users of this machine can see it: prefer --password-stdin
+    /// The password; other users of the host can see it: prefer --password-stdin
     #[arg(short, long, conflicts_with = "password_stdin")]
     password: Option<String>,
     /// Read the password from standard input

@@ -28,7 +28,7 @@ pub(crate) struct LsArgs {
     /// Sizes as people read them
     #[arg(short = 'H', long)]
     human: bool,
-    /// Which variant of an index to look into [default: this machine's]
+    /// Which variant of an index to look into [default: the host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
 }

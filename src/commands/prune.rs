@@ -24,7 +24,7 @@ pub(crate) struct PruneArgs {
     /// Also remove every tagged image that no container runs, and the whole build cache with its cache mounts
     #[arg(short, long)]
     all: bool,
-    /// Do not ask
+    /// With --all, do not ask for confirmation
     #[arg(short, long)]
     force: bool,
     /// Only say what would be removed

@@ -19,7 +19,7 @@ pub(crate) struct PullArgs {
     /// The image
     #[arg(value_name = "[REGISTRY/]NAME[:TAG|@DIGEST]")]
     image: Reference,
-    /// Which variant of an image for several platforms [default: this machine's]
+    /// Which variant of an image for several platforms [default: the host's]
     #[arg(long, value_name = "OS/ARCH", conflicts_with = "all_platforms")]
     platform: Option<Platform>,
     /// Pull every variant

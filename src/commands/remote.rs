@@ -21,7 +21,7 @@ use crate::units;
 /// Flags of every command that talks to registries.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct RemoteArgs {
-    /// Reach the registry over plain HTTP (registries on this machine are without being asked)
+    /// Reach the registry over plain HTTP (for loopback addresses it is the default)
     #[arg(long)]
     pub(crate) plain_http: bool,
     /// Blobs on their way at the same time

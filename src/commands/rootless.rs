@@ -13,7 +13,7 @@ pub(crate) fn enter() -> Result<Owners, Failure> {
 
 /// The same, and says which ids there are.
 pub(crate) fn enter_mapped() -> Result<Mapping, Failure> {
-    userns::enter().map_err(|error| Failure::from(error).hint("`rimg doctor` tells what this machine allows"))
+    userns::enter().map_err(|error| Failure::from(error).hint("`rimg doctor` shows what the host allows"))
 }
 
 /// Enters where the system lets this user; where it does not, nothing has changed and nothing is wrong.

@@ -23,16 +23,16 @@ use crate::units;
 front that ends TLS and authenticates."
 )]
 pub(crate) struct ServeArgs {
-    /// Where to listen: ADDRESS:PORT, or a port of this machine alone
+    /// Where to listen: ADDRESS:PORT, or a port of the loopback address
     #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), value_parser = address, value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
-    /// Answer to this name too (repeatable). A server that listens on this machine alone answers to addresses and
-    /// `localhost` unless told otherwise; behind a proxy that passes the name on, it needs the proxy's name. Once a
+    /// Answer to this name too (repeatable). A server on a loopback address answers to addresses and
+    /// `localhost` alone unless told otherwise; behind a proxy that passes the name on, it needs the proxy's name. Once a
     /// name is given, others are refused everywhere
     #[arg(long, value_name = "NAME")]
     host: Vec<RegistryHost>,
     /// A proxy at this address is in front (repeatable): it may hold every connection, where one address may
-    /// otherwise hold a quarter. Proxies on this machine need not be named
+    /// otherwise hold a quarter. Proxies on the host need not be named
     #[arg(long, value_name = "ADDRESS")]
     proxy: Vec<IpAddr>,
     /// Let local users read: every one, or USER, by name or UID (repeatable)
@@ -41,7 +41,7 @@ pub(crate) struct ServeArgs {
     /// Let local users read and write: every one, or USER, by name or UID (repeatable)
     #[arg(long, value_name = "USER", num_args = 0..=1, require_equals = true, default_missing_value = EVERY, value_parser = users)]
     allow_write: Vec<Users>,
-    /// Say nothing of requests that went well
+    /// Do not log requests that went well
     #[arg(short, long)]
     quiet: bool,
 }
@@ -52,9 +52,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     match (port, text.strip_prefix("localhost:")) {
         (Ok(port), _) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
         (_, Some(port)) => address(port),
-        _ => text
-            .parse()
-            .map_err(|_| format!("`{text}` is not an address: expected ADDRESS:PORT, such as 0.0.0.0:5000")),
+        _ => text.parse().map_err(|_| {
+            format!("`{text}` is not an address: expected ADDRESS:PORT, such as 127.0.0.1:5000")
+        }),
     }
 }
 

@@ -19,6 +19,8 @@ fn every_command_explains_itself() {
 fn wrong_usage_exits_with_2_and_no_store_is_made() {
     let world = World::new();
     world.rimg(&["buidl"]).fails(2);
+    let error = world.rimg(&["ps", "-a"]).fails(2);
+    assert!(error.starts_with("error: `rimg ps` is not supported\n  hint: a container"), "{error}");
     // As docker: 2 might be the exit code of the container's process.
     world.rimg(&["run"]).fails(125);
     world.rimg(&["run", "--no-such-flag", "app"]).fails(125);

@@ -22,6 +22,11 @@ fn images_are_listed_named_and_removed() {
         serde_json::from_str(&world.rimg(&["images", "--format", "json"]).ok()).unwrap();
     assert_eq!(json.as_array().unwrap().len(), 2);
     assert_eq!(json[0]["digest"], digest.as_str());
+    // The same image without a name, and another one that has none.
+    assert_eq!(world.build("context", &[]), digest);
+    let unnamed = world.build("context", &["--label", "a=b"]);
+    let all = world.rimg(&["images", "--all", "--no-trunc"]).ok();
+    assert_eq!((all.matches(&digest).count(), all.matches(&unnamed).count()), (2, 1), "{all}");
 
     world.rimg(&["rmi", "app:1"]).ok();
     assert_eq!(world.rimg(&["cat", "localhost:5000/team/app:2", "b.txt"]).ok(), "file b\n");

@@ -382,7 +382,10 @@ fn what_cannot_be_done_says_what_can() {
     let refused = |arguments: &[&str], code| as_user(&world, user, arguments).fails(code);
     if is_root() {
         let error = refused(&["run", "--rm", "-u", "app", "box", "true"], 125);
-        assert!(error.contains("run as the user `app` (1000:1000): only one id is mapped"), "{error}");
+        assert!(
+            error.contains("error: failed to run as the user `app` (1000:1000): only one id is mapped"),
+            "{error}"
+        );
         assert!(error.contains("/etc/subuid") && error.contains("-u 0"), "{error}");
     }
     assert!(refused(&["run", "-p", "80:80", "box"], 125).contains("--network host"));

@@ -13,7 +13,11 @@ cd "$(dirname "$0")/../.." || exit 1
 # shellcheck source=tests/clients/steps.sh
 . tests/clients/steps.sh
 
-RIMG=$(realpath "${RIMG:?the static binary}")
+[ -n "${RIMG:-}" ] || {
+    echo "run.sh: set RIMG to the static binary, such as RIMG=\$(./build-static)" >&2
+    exit 2
+}
+RIMG=$(realpath "$RIMG")
 KERNELS=${KERNELS:-$PWD/target/kernels}
 PEERS_DIR=$(mktemp -d "${TMPDIR:-/tmp}/rimg-kernels.XXXXXX")
 # A machine outlives the shell that started it, so it is looked up by its files.

@@ -7,7 +7,7 @@ use crate::failure::Failure;
 
 /// Flags that ask for what happens anyway, or for something that a build here does not leave behind. The second field
 /// tells which values do; all do where it is empty.
-const WITHOUT_EFFECT: [(&str, &[&str]); 8] = [
+const WITHOUT_EFFECT: [(&str, &[&str]); 9] = [
     ("load", &[]),
     ("rm", &[]),
     ("force-rm", &[]),
@@ -15,6 +15,7 @@ const WITHOUT_EFFECT: [(&str, &[&str]); 8] = [
     ("sbom", &["false", "0"]),
     ("network", &["default", "host"]),
     ("builder", &[]),
+    ("disable-content-trust", &[]),
     ("isolation", &["", "default"]),
 ];
 
@@ -84,12 +85,20 @@ fn names() -> Vec<&'static str> {
 }
 
 /// Flags that stand alone or with `=VALUE`; all others take a value, the next word if need be.
-const SWITCHES: [&str; 6] = ["load", "rm", "force-rm", "check", "compress", "squash"];
+const SWITCHES: [&str; 7] =
+    ["load", "rm", "force-rm", "check", "compress", "disable-content-trust", "squash"];
+
+/// Flags of one letter.
+const SHORT: [(&str, char); 2] = [("memory", 'm'), ("cpu-shares", 'c')];
 
 impl Args for DockerFlags {
     fn augment_args(command: Command) -> Command {
         names().into_iter().fold(command, |command, name| {
             let flag = Arg::new(name).long(name).hide(true).action(ArgAction::Append);
+            let flag = match SHORT.iter().find(|(long, _)| *long == name) {
+                Some((_, letter)) => flag.short(*letter),
+                None => flag,
+            };
             command.arg(match SWITCHES.contains(&name) {
                 true => flag.num_args(0..=1).require_equals(true).default_missing_value("true"),
                 false => flag.num_args(1).allow_hyphen_values(true),
@@ -141,6 +150,7 @@ mod tests {
             &["--network=host"],
             &["--network", "default"],
             &["--builder", "default", "."],
+            &["--disable-content-trust", "."],
         ] {
             check(words).unwrap();
         }
@@ -157,6 +167,8 @@ mod tests {
             (&["--shm-size=1g", "."], "--shm-size"),
             (&["--check", "."], "only builds"),
             (&["--memory", "-1", "."], "--memory"),
+            (&["-m", "1g", "."], "--memory"),
+            (&["-c512", "."], "--cpu-shares"),
         ] {
             let text = check(words).unwrap_err();
             assert!(text.contains(part) && text.lines().count() == 1, "{text}");

@@ -63,7 +63,7 @@ pub(crate) struct BuildArgs {
     /// Do every step again
     #[arg(long)]
     no_cache: bool,
-    /// Say for each step which input made it run again
+    /// Show for each step which input made it run again
     #[arg(long)]
     explain: bool,
     /// Ask the registry for newer base images
@@ -93,7 +93,7 @@ pub(crate) struct BuildArgs {
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
-    /// What the image runs on [default: this machine]
+    /// The platform to build for [default: the host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
     /// How layers are compressed

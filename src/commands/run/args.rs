@@ -185,7 +185,6 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("--health-start-interval", ""),
     ("--health-start-period", ""),
     ("--health-timeout", ""),
-    ("--init", ""),
     ("--io-maxbandwidth", ""),
     ("--io-maxiops", ""),
     ("--ip", ""),

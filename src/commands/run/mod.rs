@@ -17,7 +17,7 @@ use rimg_formats::reference::Reference;
 use rimg_formats::store::{Image, Store, StoreError};
 use rimg_runner::containers::Containers;
 use rimg_runner::foreground::run_foreground;
-use rimg_runner::limits;
+use rimg_runner::limits::{self, LimitsError};
 use rimg_runner::snapshots::source::StoreLayers;
 use rimg_runner::snapshots::stack::Lower;
 use rimg_runner::snapshots::{SnapshotTimes, Snapshots};
@@ -92,28 +92,30 @@ fn exit_code(status: &ExitStatus) -> u8 {
 
 /// What to say when a container could not be started.
 fn not_run(error: SandboxError, mapping: Mapping) -> Failure {
-    match (&error, mapping) {
+    let names_an_operation = !matches!(
+        error,
+        SandboxError::Invalid(_) | SandboxError::Lost(_) | SandboxError::Limits(LimitsError::Invalid(_))
+    );
+    let failure = match (&error, mapping) {
         (SandboxError::UserUnmapped(_), Mapping::Single(reason)) => {
             let (why, next) = super::rootless::explain(reason);
             Failure::from(error)
                 .hint(format!("{why}; {next}"))
-                .hint("or run as root inside, who is you outside: rimg run -u 0 …")
+                .hint("or run as root of the container, which is you outside: rimg run -u 0 …")
         }
         (SandboxError::UserUnmapped(_), _) => {
             Failure::from(error).hint("more ids: a longer range for you in /etc/subuid and /etc/subgid")
         }
         _ => error.into(),
-    }
+    };
+    if names_an_operation { failure.of_operation() } else { failure }
 }
 
 fn find_or_pull(store: &Store, args: &RunArgs) -> Result<Image, Failure> {
     if args.pull != PullPolicy::Always {
         match store.resolve_text(args.image()) {
             Ok(found) => return Ok(store.image(&found.digest, args.platform.as_ref())?),
-            Err(error @ StoreError::ImageUnknown(_)) if args.pull == PullPolicy::Never => {
-                return Err(Failure::from(error).hint(format!("rimg pull {}", args.image())));
-            }
-            Err(StoreError::ImageUnknown(_)) => {}
+            Err(StoreError::ImageUnknown(_)) if args.pull != PullPolicy::Never => {}
             Err(error) => return Err(error.into()),
         }
     }
