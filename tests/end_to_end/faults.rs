@@ -79,7 +79,8 @@ while read name values; do
 done < /proc/self/status
 while read id parent device root point options rest; do echo "mount $point $options"; done < /proc/self/mountinfo
 for f in kcore keys timer_list interrupts latency_stats sched_debug; do
-    test -e /proc/$f && if test -c /proc/$f; then echo "covered $f"; else echo "open $f"; fi
+    test -c /proc/$f && echo "covered $f"
+    read -r line 2>/dev/null < /proc/$f && echo "open $f"
 done
 for d in /proc/acpi /proc/scsi /proc/asound /sys/firmware /sys/dev/block /sys/devices/virtual/powercap; do
     for entry in $d/*; do test -e $entry && echo "open $entry"; done

@@ -139,6 +139,8 @@ fn parse(text: &str) -> Vec<Argument> {
     while let Some(c) = rest.chars().next() {
         rest = &rest[c.len_utf8()..];
         match c {
+            // A shift, as in the states that a question to sock_diag names.
+            '<' if rest.starts_with('<') => rest = &rest[1..],
             '"' | '<' => {
                 let end = if c == '"' { '"' } else { '>' };
                 let (quoted, behind) = rest.split_once(end).unwrap();
