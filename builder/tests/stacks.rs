@@ -412,6 +412,9 @@ proptest! {
         if let Some((from, to)) = again {
             let layer = stack[from % stack.len()].clone();
             stack.insert(to % (stack.len() + 1), layer);
+            // Below what it links to, it cannot be unpacked.
+            let indexes: Vec<_> = stack.iter().filter_map(|items| scanned(items)).collect();
+            prop_assume!((1..=indexes.len()).all(|count| is_whole(&indexes[..count])));
         }
         agreed(&STORE.1, &stack);
     }

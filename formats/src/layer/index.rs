@@ -99,14 +99,14 @@ impl LayerIndex {
     }
 
     /// Follows hard links within the layer: the entry that carries the content and attributes of `entry`. `None` when
-    /// the chain leaves the layer or runs in a circle.
+    /// the chain leaves the layer, runs in a circle, or ends at a directory, which came after the link to what was there.
     pub fn link_source<'i>(&'i self, entry: &'i IndexEntry) -> Option<&'i IndexEntry> {
         // A tar links to earlier names, so real chains have one step; some writers make two.
         const STEPS_MAX: usize = 16;
         let mut current = entry;
         for _ in 0..STEPS_MAX {
             let EntryKind::Hardlink { target } = &current.entry.kind else { return Some(current) };
-            current = self.get(target)?;
+            current = self.get(target).filter(|found| found.entry.kind != EntryKind::Directory)?;
         }
         None
     }

@@ -15,7 +15,7 @@
 //! | an opaque marker of the root | nothing: no directory can hide whole layers |
 //! | a hard link | another name of what its target is at this place of the tar; of what it is in the end, where it comes later; else a copy of the file of the layers below |
 //! | a hard link to itself | nothing where the file exists; refused where not |
-//! | a hard link to a directory | refused |
+//! | a hard link to a directory, or to a file below its own path | refused |
 //!
 //! containerd decides where the others lose attributes (missing directories), umoci where they fail (a hard link into
 //! a layer below, a whiteout of a directory before an entry in it).
@@ -274,12 +274,15 @@ impl OwnTree {
                 return Ok(Action::LinkLater { carrier: None, replace });
             }
         };
+        let target = join(&self.path_of(holder.unwrap_or_default())?, target_name)?;
+        if target.as_bytes().strip_prefix(path.as_bytes()).is_some_and(|rest| rest.starts_with(b"/")) {
+            return Err("it is a hard link to a file below itself".to_owned().into());
+        }
         if leaf.later {
             let carrier = Some(leaf.carrier);
             let replace = self.insert(folder, name, Child::Leaf(Leaf { number, ..leaf }));
             return Ok(Action::LinkLater { carrier, replace });
         }
-        let target = join(&self.path_of(holder.unwrap_or_default())?, target_name)?;
         let carrier = leaf.carrier;
         let replace = self.insert(folder, name, Child::Leaf(Leaf { number, ..leaf }));
         Ok(Action::Link { carrier, target, replace })

@@ -48,7 +48,9 @@ fn foreign_target(below: &MergedTree, layer: &LayerIndex, entry: &IndexEntry) ->
     let mut current = entry;
     for _ in 0..LINKS_MAX {
         let EntryKind::Hardlink { target } = &current.entry.kind else { return None };
-        match layer.get(target) {
+        // What the layer has there otherwise came behind the link, or removes: the link means the file below.
+        let link = layer.get(target).filter(|next| matches!(next.entry.kind, EntryKind::Hardlink { .. }));
+        match link {
             Some(next) => current = next,
             None => {
                 let path = below.resolve_no_follow(target.as_bytes()).ok()?.path;
