@@ -449,7 +449,9 @@ fn hostile_archives_are_refused_and_leave_no_image() {
     let oversized = vec![b' '; (4 << 20) + 1];
     let cases: &[(&str, Vec<u8>)] = &[
         ("index.json or manifest.json", tar_of(&[("x", b"y")])),
-        ("index.json or manifest.json", Vec::new()),
+        ("read the archive: it is empty", Vec::new()),
+        ("read the archive: it is not a tar archive", b"FROM scratch".to_vec()),
+        ("read the archive: it is not a tar archive", vec![b'x'; 1024]),
         ("does not match its digest", tar_of(&[(&blob, b"wrong")])),
         ("must be named by its digest", tar_of(&[("blobs/sha256/../../etc/passwd", b"x")])),
         ("must be named by its digest", tar_of(&[("blobs/md5/00", b"x")])),
@@ -468,7 +470,7 @@ fn hostile_archives_are_refused_and_leave_no_image() {
         ),
         ("is not there", tar_of(&[("index.json", &index(Digest::sha256(b"gone")))])),
         ("not valid", tar_of(&[(&blob, b"right"), ("index.json", &index(Digest::sha256(b"right")))])),
-        ("read the archive", tar_of(&[("a", b"x")])[..700].to_vec()),
+        ("read the archive: it ends in the middle of", tar_of(&[("a", b"x")])[..700].to_vec()),
     ];
     for (expected, tar) in cases {
         let error = load(&there.store, tar).unwrap_err();

@@ -13,6 +13,9 @@ use crate::failure::{Context, Failure};
 use crate::session::Session;
 use crate::terminal::print_line;
 
+/// What the source is called in the image's history.
+const CONTEXT: &str = "rootfs";
+
 /// Flags of `rimg import`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "For more than a name, write a Buildfile with `FROM ./rootfs.tar`.")]
@@ -32,13 +35,12 @@ pub(crate) fn run(session: &Session, args: ImportArgs) -> Result<(), Failure> {
     let shown = args.source.display().to_string();
     let source = args.source.canonicalize().context(format!("failed to open {shown}"))?;
     let path =
-        source.to_str().filter(|path| !path.contains(|c: char| c.is_whitespace() || "$\"'\\`#".contains(c)));
-    let path = path.ok_or_else(|| {
-        Failure::new(format!("`{shown}` has characters that a FROM cannot name: rename it"))
-    })?;
-    let buildfile = SourceFile::from_bytes("import".to_owned(), format!("FROM {path}\n").into_bytes())?;
+        source.to_str().ok_or_else(|| Failure::new(format!("the path {shown} is not UTF-8: rename it")))?;
+    let buildfile = SourceFile::from_bytes("import".to_owned(), format!("FROM {CONTEXT}\n").into_bytes())?;
     let store = session.store()?;
     let mut options = BuildOptions::new(buildfile);
+    // The image's history has the name, and so its digest does not depend on where the source lies.
+    options.named_contexts.insert(CONTEXT.to_owned(), path.to_owned());
     options.tags = args.name.into_iter().collect();
     options.platform = args.platform.unwrap_or_else(Platform::host);
     options.epoch = Epoch::from_environment()?;

@@ -166,7 +166,9 @@ fn drawing(foot: &[usize], lines: &[String], rows: &[Row], screen: Screen) -> St
     // What has scrolled out at the top cannot be reached any more.
     let up = frame::height(foot, screen.columns).min(screen.rows.saturating_sub(1));
     if up > 0 {
-        text.push_str(&format!("\r\x1b[{up}A\x1b[J"));
+        // Not from the first column: tmux takes erasing from the top left corner for `clear`, and keeps what was there in
+        // its history, ten times a second.
+        text.push_str(&format!("\r\x1b[{up}A\x1b[K\x1b[C\x1b[J\r"));
     }
     for line in lines.iter().map(String::as_str).chain(rows.iter().map(|row| row.text.as_str())) {
         text.push_str(line);
@@ -199,9 +201,9 @@ mod tests {
         let row = |text: &str| Row { text: text.into(), columns: text.len() };
         let first = drawing(&[], &["done".into()], &[row("one"), row("two")], screen);
         assert_eq!(first, "done\none\ntwo\n");
-        assert_eq!(drawing(&[3, 3], &[], &[row("one")], screen), "\r\x1b[2A\x1b[Jone\n");
+        assert_eq!(drawing(&[3, 3], &[], &[row("one")], screen), "\r\x1b[2A\x1b[K\x1b[C\x1b[J\rone\n");
         // Rows that were written for a wider terminal were wrapped; those above its top are out of reach.
-        assert_eq!(drawing(&[79, 3], &[], &[], screen), "\r\x1b[3A\x1b[J");
-        assert_eq!(drawing(&[79; 20], &[], &[], screen), "\r\x1b[7A\x1b[J");
+        assert_eq!(drawing(&[79, 3], &[], &[], screen), "\r\x1b[3A\x1b[K\x1b[C\x1b[J\r");
+        assert_eq!(drawing(&[79; 20], &[], &[], screen), "\r\x1b[7A\x1b[K\x1b[C\x1b[J\r");
     }
 }

@@ -91,7 +91,10 @@ fn a_root_file_system_becomes_an_image() {
         .current_dir(world.path(""))
         .status();
     assert!(tar.unwrap().success());
-    world.rimg(&["import", "root.tar", "imported:1"]).ok();
+    let imported = world.rimg(&["import", "root.tar", "imported:1"]).ok();
+    fs::create_dir(world.path("another place")).unwrap();
+    fs::copy(world.path("root.tar"), world.path("another place/of $it.tar")).unwrap();
+    assert_eq!(world.rimg(&["import", "another place/of $it.tar"]).ok(), imported);
     assert_eq!(world.rimg(&["cat", "imported:1", "/etc/os-release"]).ok(), "ID=test\n");
 }
 

@@ -77,6 +77,9 @@ pub fn load(
             // The blobs were shown while they came in.
             load_layout(store, &InStore { store }, &index, &images, options, None)
         }
+        None if contents.files.is_empty() && contents.documents.is_empty() => {
+            Err(not_read(io::ErrorKind::InvalidData, "it is empty".to_owned()))
+        }
         None if images.is_empty() => {
             Err(TransferError::NotFound("index.json or manifest.json in the archive".to_owned()))
         }
@@ -430,8 +433,19 @@ fn unreadable(error: LayerError) -> TransferError {
         LayerError::Read(source) => source.kind(),
         _ => io::ErrorKind::InvalidData,
     };
-    TransferError::Io {
-        action: "read the archive".to_owned(),
-        source: io::Error::new(kind, error.to_string()),
-    }
+    let reason = match &error {
+        LayerError::Truncated { offset: 0, .. } => "it is not a tar archive".to_owned(),
+        LayerError::Truncated { what, offset } => {
+            format!("it ends in the middle of {what}, at byte {offset}")
+        }
+        // The first header: more than the reason would mislead.
+        LayerError::Malformed { offset: 0..=512, reason } => reason.clone(),
+        LayerError::Malformed { offset, reason } => format!("it is damaged at byte {offset}: {reason}"),
+        error => error.to_string(),
+    };
+    not_read(kind, reason)
+}
+
+fn not_read(kind: io::ErrorKind, reason: String) -> TransferError {
+    TransferError::Io { action: "read the archive".to_owned(), source: io::Error::new(kind, reason) }
 }
