@@ -362,9 +362,7 @@ fn failure(
 ) -> RunFailure {
     let shown = on_one_line(&process.join(" "));
     let message = match (&status.exec_error, status.signal) {
-        (Some(error), _) => {
-            format!("failed to run `{}`: {error}", process.first().map_or("", String::as_str))
-        }
+        (Some(error), _) => format!("failed to {error}"),
         (None, Some(signal)) => format!("`{shown}` was ended by signal {signal}"),
         (None, None) => format!("`{shown}` failed with exit code {}", status.code),
     };

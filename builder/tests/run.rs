@@ -255,10 +255,10 @@ fn failures_are_told_at_their_line() {
         "{text}"
     );
     let text = workspace.fails(&format!("{BASE}RUN [\"/nothing\"]\n"));
-    assert!(text.contains("failed to run `/nothing`: execute /nothing: No such file"), "{text}");
+    assert!(text.contains("error: failed to execute /nothing: No such file"), "{text}");
     assert!(text.contains("the image has no such program"), "{text}");
     let text = workspace.fails("FROM scratch\nRUN true\n");
-    assert!(text.contains("failed to run `/bin/sh`"), "{text}");
+    assert!(text.contains("failed to execute /bin/sh"), "{text}");
     let text = workspace.fails(&format!("{BASE}RUN --security=insecure true\n"));
     assert!(text.contains("`--security=insecure` is not supported yet"), "{text}");
     let text = workspace.fails(&format!("{BASE}RUN --mount=type=ssh true\n"));
