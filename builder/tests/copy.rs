@@ -145,6 +145,8 @@ fn owners_and_modes() {
         ("COPY --chown=web one /x", &["f644 33:44 x = 1"]),
         ("COPY --chown=web:www one /x", &["f644 33:55 x = 1"]),
         ("COPY --chown=:www one /x", &["f644 0:55 x = 1"]),
+        ("ARG N\nCOPY --chown=$N:$N one /x", &["f644 0:0 x = 1"]),
+        ("ARG N\nCOPY --chown=web:$N one /x", &["f644 33:44 x = 1"]),
         ("COPY --chmod=600 one /x", &["f600 0:0 x = 1"]),
         (
             "COPY --chmod=u=rwX,go=rX tree/sub /x",

@@ -25,13 +25,14 @@ pub(crate) enum OwnerError {
 }
 
 /// The numbers that `text` (`user[:group]`) means in the image `root`. Without a group, a name brings the group of
-/// its line in passwd, and a number is the group's as well, as BuildKit has it.
+/// its line in passwd, and a number is the group's as well, as BuildKit has it. An empty user is 0: `$UID:$GID` of
+/// variables that are not set is root.
 pub(crate) fn look_up_owner(text: &str, root: &dyn SourceTree) -> Result<(u64, u64), OwnerError> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (text, None),
     };
-    if (user.is_empty() && group.is_none()) || group.is_some_and(|group| group.contains(':')) {
+    if text.is_empty() || group.is_some_and(|group| group.contains(':')) {
         return Err(OwnerError::Form(text.to_owned()));
     }
     let (uid, own_gid) = match user {
