@@ -2,7 +2,7 @@
 //! [`rimg_formats::archive`]'s.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rimg_formats::digest::DiffId;
 use rimg_formats::layer::{LayerCompression, LayerOptions, LayerWriter, MtimePolicy, WriteError};
@@ -24,7 +24,15 @@ pub enum OutputError {
     /// The tar could not be written.
     #[error(transparent)]
     Tar(#[from] WriteError),
-    /// The directory could not be written.
+    /// The directory cannot be made.
+    #[error("failed to write to the folder `{}`: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The files in the directory could not be written.
     #[error("failed to write the files: {0}")]
     Files(#[from] io::Error),
 }
@@ -73,7 +81,13 @@ pub fn write_directory(
     others: Others,
 ) -> Result<(), OutputError> {
     let entries = entries(store, result)?;
-    std::fs::create_dir_all(directory)?;
+    std::fs::create_dir_all(directory).map_err(|error| OutputError::Directory {
+        path: directory.to_owned(),
+        source: match error.kind() {
+            io::ErrorKind::AlreadyExists => io::ErrorKind::NotADirectory.into(),
+            _ => error,
+        },
+    })?;
     Ok(materialise_over(&entries, directory, MtimePolicy::Preserve, others)?)
 }
 

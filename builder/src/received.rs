@@ -162,7 +162,17 @@ impl ReceivedContext {
         let own = file.map(|file| root.join(file.strip_prefix("/").unwrap_or(file)));
         let known = BuildOptions::files_of(&root, own.as_deref());
         known.iter().filter(|path| fs::symlink_metadata(path).is_ok()).try_for_each(|path| inside(path))?;
-        let mut options = BuildOptions::for_context(&root, own.as_deref())?;
+        // Where the context was unpacked means nothing to the user.
+        let mut options = BuildOptions::for_context(&root, own.as_deref()).map_err(|error| match error {
+            InputError::NoBuildfile(_) => {
+                InputError::Archive("it holds neither Buildfile, Dockerfile nor Containerfile".to_owned())
+            }
+            InputError::Read { path, source } => InputError::Archive(format!(
+                "failed to read `{}`: {source}",
+                path.strip_prefix(&root).unwrap_or(&path).display()
+            )),
+            error => error,
+        })?;
         let name = options.buildfile.name().to_owned();
         let name =
             Path::new(&name).strip_prefix(&root).map_or(name.clone(), |name| name.display().to_string());

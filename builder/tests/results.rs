@@ -78,6 +78,10 @@ fn results_as_tar_and_directory() {
     assert_eq!(fs::metadata(out.join("x/b")).unwrap().permissions().mode() & 0o7777, 0o750);
     let modified = fs::metadata(out.join("x/b")).unwrap().modified().unwrap();
     assert_eq!(modified.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(), 315_619_200);
+    let file = out.join("x/b");
+    let error =
+        write_directory(&workspace.store, &built.result, &file, Others::Kept).unwrap_err().to_string();
+    assert_eq!(error, format!("failed to write to the folder `{}`: not a directory", file.display()));
 }
 
 #[test]

@@ -67,7 +67,11 @@ fn a_context_comes_from_standard_input() {
         assert_eq!(built.ok().trim(), expected, "{name}");
     }
     let said = with_input(&world, &["build", "-f", "none", "-"], &tar(&world, "context", "-z")).fails(1);
-    assert!(said.contains("none"), "{said}");
+    assert!(said.contains("failed to read `none`:"), "{said}");
+    let said = with_input(&world, &["build", "-"], &tar(&world, "context/sub", "-z")).fails(1);
+    let expected =
+        "error: the context on standard input: it holds neither Buildfile, Dockerfile nor Containerfile";
+    assert!(said.contains(expected), "{said}");
 
     // A Buildfile that is a link out of the context would show a file of the host.
     let secret = world.write("outside", "FROM hidden\n");

@@ -2,6 +2,7 @@
 //! accepted, the others are refused by one line that says why.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use rimg_formats::platform::{Platform, PlatformError};
 
 use crate::failure::Failure;
 
@@ -53,6 +54,14 @@ const REFUSED: [(&str, &str); 31] = [
     ("ulimit", "limits of the caller hold for RUN steps: set them with `ulimit`"),
     ("userns", "builds choose their user namespace themselves"),
 ];
+
+/// The value of `--platform`. docker's takes several.
+pub(super) fn one_platform(text: &str) -> Result<Platform, String> {
+    if text.contains(',') {
+        return Err("one platform is built at a time: build each of them, under a name of its own".to_owned());
+    }
+    text.parse().map_err(|error: PlatformError| error.to_string())
+}
 
 /// What was given of these flags.
 #[derive(Clone, Debug, Default)]
@@ -173,6 +182,9 @@ mod tests {
             let text = check(words).unwrap_err();
             assert!(text.contains(part) && text.lines().count() == 1, "{text}");
         }
+        let platform = one_platform("linux/amd64,linux/arm64").unwrap_err();
+        assert!(platform.starts_with("one platform is built at a time"), "{platform}");
+        assert_eq!(one_platform("linux/arm64"), Ok(Platform::new("linux", "arm64")));
         let why = |name: &&str| REFUSED.iter().any(|(flag, why)| flag == name && !why.is_empty());
         let (_, limited): (Vec<_>, Vec<_>) = WITHOUT_EFFECT.iter().partition(|(_, values)| values.is_empty());
         assert!(limited.iter().map(|(name, _)| name).all(why));

@@ -94,7 +94,7 @@ pub(crate) struct BuildArgs {
     #[arg(short, long)]
     quiet: bool,
     /// The platform to build for [default: the host's]
-    #[arg(long, value_name = "OS/ARCH")]
+    #[arg(long, value_name = "OS/ARCH", value_parser = docker_flags::one_platform)]
     platform: Option<Platform>,
     /// How layers are compressed
     #[arg(long, value_enum, default_value_t, value_name = "KIND")]
