@@ -26,7 +26,7 @@ use rimg_formats::layer::{EntryKind, LayerPath, LayerPathError, Mtime};
 use self::destination::Destination;
 use self::mode::ModeChange;
 pub(crate) use self::parents::find_with_parents;
-pub(crate) use self::sources::{BrokenLink, Match, Missing, find_sources};
+pub(crate) use self::sources::{BrokenLink, Match, Missing, find_sources, missing};
 use crate::ignore::IgnorePatterns;
 use crate::layer_plan::{LayerPlan, NewDirectory, Over, PlanConflict};
 use crate::source_tree::{Content, SourceNode, SourceTree, land};
@@ -96,9 +96,13 @@ impl CopyPlanner<'_> {
     /// Whether `--exclude` leaves out a file that a source names or matches. The contents of a folder are told apart
     /// when it is walked through.
     pub(crate) fn leaves_out(&self, found: &Match) -> bool {
-        let name = String::from_utf8_lossy(found.name.file_name().unwrap_or_default());
-        let excludes = self.rules.excludes.as_ref().filter(|_| !found.node.is_directory());
-        excludes.is_some_and(|excludes| excludes.matches_from_root(&name))
+        !found.node.is_directory() && self.excludes_name(&found.name)
+    }
+
+    /// Whether `--exclude` matches the last name of a source.
+    pub(crate) fn excludes_name(&self, source: &LayerPath) -> bool {
+        let name = String::from_utf8_lossy(source.file_name().unwrap_or_default());
+        self.rules.excludes.as_ref().is_some_and(|excludes| excludes.matches_from_root(&name))
     }
 
     /// Plans what a source matched. `several` says that it is not the only file of the instruction.

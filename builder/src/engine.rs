@@ -29,7 +29,7 @@ use rimg_formats::reference::{ImageName, Reference, RepositoryName, Tag};
 use rimg_formats::store::{Image, Lease, PutOptions, Store};
 
 pub use self::error::{BuildError, RunFailure};
-pub(crate) use self::files::step_error;
+pub(crate) use self::files::{absent_source, step_error};
 pub use self::options::{BUILDFILE_NAMES, BuildOptions, InputError, Timestamps};
 use self::schedule::run_in_order;
 pub(crate) use self::sources::{read_error, source_tree, unreadable};

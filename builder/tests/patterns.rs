@@ -223,6 +223,22 @@ fn parents_by_pivots_and_patterns() {
 }
 
 #[test]
+fn what_is_left_out_is_not_taken_for_a_slip() {
+    let workspace = workspace_of(&["bin/t", "cfg/a.conf", "cfg/b.conf", "src/a.go"]);
+    workspace.file(".dockerignore", "**\n!**/*.go\n");
+    for lines in [
+        "COPY bin /d/",
+        "COPY cfg/a.conf /d/",
+        "COPY --parents bin /d/",
+        "RUN --mount=source=bin,target=/m x",
+    ] {
+        let text = workspace.fails(&format!("FROM scratch\n{lines}\n"));
+        assert!(text.contains("exists, but .dockerignore excludes it"), "{lines}: {text}");
+        assert!(!text.contains("did you mean"), "{lines}: {text}");
+    }
+}
+
+#[test]
 fn links_that_lead_nowhere_are_told_with_their_targets() {
     let workspace = workspace_of(&["cfg/a.conf", "hidden/h", "file"]);
     workspace
@@ -268,12 +284,22 @@ fn links_that_lead_nowhere_are_told_with_their_targets() {
             "COPY . /o\nFROM scratch\nCOPY --from=0 /o/cfg/c* /etc/",
             "`o/cfg/c.conn` is a link to `/etc/none`, which is not in stage `0`",
         ),
+        (
+            "RUN --mount=source=cfg/b.conf,target=/m x",
+            "`cfg/b.conf` is a link to `../shared/b.conf`, which is not in the build context",
+        ),
+        ("COPY --exclude=x gone/x /d/", "`gone` is a link to `nowhere`, which is not in the build context"),
     ];
     for (lines, expected) in table {
         let text = workspace.fails(&format!("FROM scratch\n{lines}\n"));
         assert!(text.starts_with(&format!("error: {expected}\n --> Buildfile:")), "{lines}: {text}");
         assert!(text.contains("^ leads nowhere\n"), "{lines}: {text}");
     }
+    // `--exclude` leaves it out like a file.
+    for lines in ["COPY --exclude=b.* cfg/*.conf /d/", "ADD --exclude=b.* cfg/*.conf /d/"] {
+        assert_eq!(paths(&workspace, lines), ["d d", "d/a.conf"], "{lines}");
+    }
+    assert_eq!(paths(&workspace, "COPY --exclude=b.conf cfg/b.conf /d/").len(), 0);
     // In front of the last name it is no folder to look into, and inside of folders it is a link like others.
     assert_eq!(paths(&workspace, "COPY g*/x /d/").len(), 0);
     // Nor is one that leads to a folder, from the first wildcard on; in front of it they are followed.

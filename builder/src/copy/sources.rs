@@ -114,8 +114,12 @@ impl fmt::Display for Missing {
 }
 
 /// What `pattern` means in `tree`, in the order of names. A glob may mean nothing; a plain path may not, nor may a link
-/// of either.
-pub(crate) fn find_sources(tree: &dyn SourceTree, pattern: &str) -> Result<Vec<Match>, CopyError> {
+/// of either, unless its name `is_excluded`.
+pub(crate) fn find_sources(
+    tree: &dyn SourceTree,
+    pattern: &str,
+    is_excluded: impl Fn(&LayerPath) -> bool,
+) -> Result<Vec<Match>, CopyError> {
     let cleaned = clean(pattern.as_bytes())?;
     let text = String::from_utf8_lossy(cleaned.as_bytes()).into_owned();
     let is_glob = has_wildcards(&text);
@@ -127,6 +131,7 @@ pub(crate) fn find_sources(tree: &dyn SourceTree, pattern: &str) -> Result<Vec<M
             continue;
         }
         match broken_link(tree, &name)? {
+            Some(link) if link.link == name && is_excluded(&name) => {}
             Some(link) => return Err(CopyError::Broken(link)),
             // An excluded directory that turned out to hold nothing.
             None if is_glob => {}
@@ -164,7 +169,8 @@ pub(super) fn find_directories(tree: &dyn SourceTree, pattern: &str) -> Result<V
     let cleaned = clean(pattern.as_bytes())?;
     let text = String::from_utf8_lossy(cleaned.as_bytes()).into_owned();
     if !has_wildcards(&text) {
-        let found = find_sources(tree, pattern)?.into_iter().filter(|found| found.node.is_directory());
+        let found =
+            find_sources(tree, pattern, |_| false)?.into_iter().filter(|found| found.node.is_directory());
         return Ok(found.map(|found| found.path).collect());
     }
     let mut directories = Vec::new();
@@ -249,7 +255,7 @@ fn broken_link(tree: &dyn SourceTree, path: &LayerPath) -> io::Result<Option<Bro
 }
 
 /// What can be said about a path that is not there.
-pub(super) fn missing(
+pub(crate) fn missing(
     tree: &dyn SourceTree,
     pattern: &str,
     path: &LayerPath,
@@ -257,8 +263,9 @@ pub(super) fn missing(
     if let Some(link) = broken_link(tree, path)? {
         return Ok(CopyError::Broken(link));
     }
-    let near = nearest_name(tree, path)?;
     let reason = tree.explain_missing(path);
+    // What is left out is there: the name is no slip.
+    let near = if reason.is_none() { nearest_name(tree, path)? } else { None };
     Ok(CopyError::Missing(Missing { pattern: pattern.to_owned(), tree: tree.describe(), near, reason }))
 }
 

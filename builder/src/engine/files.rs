@@ -38,7 +38,7 @@ pub(crate) fn copy(
         if parents {
             return planner.add_with_parents(&*tree, &find_with_parents(&*tree, &source.text)?);
         }
-        let mut matches = find_sources(&*tree, &source.text)?;
+        let mut matches = find_sources(&*tree, &source.text, |name| planner.excludes_name(name))?;
         let several = several || matches.len() > 1;
         matches.retain(|found| !planner.leaves_out(found));
         for found in matches {
@@ -62,7 +62,7 @@ pub(crate) fn add(
     let unpack = add.unpack.is_none_or(|unpack| unpack.on);
     let maker = &run.build.maker;
     let plan = plan_transfer(run, transfer, |planner, source, several| {
-        let mut matches = find_sources(&*tree, &source.text)?;
+        let mut matches = find_sources(&*tree, &source.text, |name| planner.excludes_name(name))?;
         let several = several || matches.len() > 1;
         matches.retain(|found| !planner.leaves_out(found));
         for found in matches {
@@ -159,22 +159,7 @@ fn owner_error(error: &OwnerError, span: Span) -> BuildError {
 
 fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
     let diagnostic = match &error {
-        CopyError::Missing(missing) => {
-            let mut diagnostic = Diagnostic::error(source, error.to_string()).label("not found");
-            if let Some(reason) = &missing.reason {
-                diagnostic = diagnostic.note(reason.clone());
-            }
-            match &missing.near {
-                Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-                None => match missing.advice() {
-                    Some(advice) => diagnostic.help(advice),
-                    None => diagnostic,
-                },
-            }
-        }
-        CopyError::Broken(link) => {
-            Diagnostic::error(source, error.to_string()).label("leads nowhere").help(link.advice())
-        }
+        CopyError::Missing(_) | CopyError::Broken(_) => absent_source(&error, source),
         CopyError::Pattern(_) => Diagnostic::error(source, error.to_string())
             .help("the JSON form is `[\"source\", \"/destination\"]`; a `[` of a name is written `[[]`"),
         CopyError::NeedsDirectory(_) => {
@@ -187,6 +172,26 @@ fn copy_error(error: CopyError, source: Span, destination: Span) -> BuildError {
         }
     };
     diagnostic.into()
+}
+
+/// A source that is not there, of COPY, ADD or a mount.
+pub(crate) fn absent_source(error: &CopyError, span: Span) -> Diagnostic {
+    let diagnostic = Diagnostic::error(span, error.to_string());
+    match error {
+        CopyError::Missing(missing) => {
+            let mut diagnostic = diagnostic.label("not found");
+            if let Some(reason) = &missing.reason {
+                diagnostic = diagnostic.note(reason.clone());
+            }
+            match (&missing.near, missing.advice()) {
+                (Some(near), _) => diagnostic.did_you_mean(Some(near)),
+                (None, Some(advice)) => diagnostic.help(advice),
+                (None, None) => diagnostic,
+            }
+        }
+        CopyError::Broken(link) => diagnostic.label("leads nowhere").help(link.advice()),
+        _ => diagnostic,
+    }
 }
 
 /// Makes the layer of a planned COPY or ADD; `name` is how its line of history begins.

@@ -27,8 +27,9 @@ use super::workspace::RunWorkspace;
 use crate::cache::StepInputs;
 use crate::context::DiskTree;
 use crate::copy::destination::clean;
+use crate::copy::missing;
 use crate::diagnostic::Diagnostic;
-use crate::engine::{Build, BuildError, StageRun, source_tree, step_error, unsupported_mount};
+use crate::engine::{Build, BuildError, StageRun, absent_source, source_tree, step_error, unsupported_mount};
 use crate::layer_plan::{LayerPlan, PlannedEntry, read_xattrs};
 use crate::materialise::materialise;
 use crate::plan::{CopySource, ExpandedRun, Step};
@@ -351,12 +352,8 @@ fn shown(stage: &StageRun<'_>, mount: &Mount, source: &CopySource, path: &str) -
     let mut plan = LayerPlan::new();
     let landing = land(&*tree, &cleaned).map_err(|error| failed(error.to_string()))?;
     let Some(node) = landing.node else {
-        let error = Diagnostic::error(mount.span, format!("`{path}` is not in {}", tree.describe()));
-        return Err(match tree.explain_missing(&landing.path) {
-            Some(reason) => error.note(reason),
-            None => error,
-        }
-        .into());
+        let (Ok(error) | Err(error)) = missing(&*tree, path, &cleaned);
+        return Err(absent_source(&error, mount.span).into());
     };
     let is_directory = node.is_directory();
     let content = LayerPath::parse(CONTENT).expect("the constant is a clean path");
