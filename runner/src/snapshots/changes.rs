@@ -56,7 +56,8 @@ struct Folder {
 struct Reading<'b> {
     upper: RootDir,
     below: &'b MergedTree,
-    owners: Owners,
+    /// Whom all files of the layers below were given to, if to one.
+    owner: Option<(u64, u64)>,
     ignored: &'b [LayerPath],
     folders: Vec<Folder>,
     /// Entries that are no directories; where a file has several names, with what tells it.
@@ -79,11 +80,15 @@ impl Changes {
         owners: Owners,
         ignored: &[LayerPath],
     ) -> io::Result<Changes> {
+        let caller = || {
+            let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+            (u64::from(user.as_raw()), u64::from(group.as_raw()))
+        };
         let top = Folder { path: LayerPath::root(), above: 0, entry: None, hides: false, changed: false };
         let mut reading = Reading {
             upper: RootDir::open(upper)?,
             below,
-            owners,
+            owner: (owners == Owners::Squash).then(caller),
             ignored,
             folders: vec![top],
             leaves: Vec::new(),
@@ -223,11 +228,7 @@ impl Reading<'_> {
 
     /// Whether a node is what `entry` says, content and time aside.
     fn is_same(&self, node: Node<'_>, entry: &Entry) -> bool {
-        let owner = match self.owners {
-            Owners::Keep => (node.uid(), node.gid()),
-            // Unpacked, everything is the caller's.
-            Owners::Squash => (0, 0),
-        };
+        let owner = self.owner.unwrap_or_else(|| (node.uid(), node.gid()));
         // Links have permission bits in tars only.
         let mode = matches!(entry.kind, EntryKind::Symlink { .. }) || node.mode() == entry.mode;
         let none = BTreeMap::new();

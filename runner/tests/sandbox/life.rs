@@ -84,10 +84,9 @@ fn users() -> &'static [&'static str] {
 fn the_payload_is_process_1() {
     let root = Root::new();
     let script = "echo $$; echo through >/proc/1/fd/1; cat /proc/1/cmdline | head -c 2; echo; \
-        grep -c ^PATH= /proc/1/environ; ls /proc | grep -c '^[0-9]'";
+        grep -c ^PATH= /proc/1/environ; set -- /proc/[0-9]*; echo $#";
     for user in users() {
-        // The shell, and the two of the last pipe.
-        assert_eq!(output(with_user(root.shell(script), user)), "1\nthrough\nsh\n1\n3\n", "{user}");
+        assert_eq!(output(with_user(root.shell(script), user)), "1\nthrough\nsh\n1\n1\n", "{user}");
     }
 }
 
@@ -185,7 +184,8 @@ fn a_root_that_cannot_be_sent_is_an_error() {
                 .output()
                 .unwrap();
             let text = String::from_utf8_lossy(&strace.stderr);
-            if text.contains("failed to run command") || text.contains("Operation not permitted") {
+            let unusable = ["failed to run command", "can't execute", "Operation not permitted"];
+            if unusable.iter().any(|words| text.contains(words)) {
                 return skipped("a_root_that_cannot_be_sent_is_an_error", "strace cannot be used here");
             }
             assert_eq!(strace.status.code(), Some(101), "{text}");
@@ -195,6 +195,10 @@ fn a_root_that_cannot_be_sent_is_an_error() {
 }
 
 fn callers_may_ignore_children_and_block_signals() {
+    let blocking = std::process::Command::new("env").args(["--block-signal=TERM", "true"]).output();
+    if !blocking.is_ok_and(|output| output.status.success()) {
+        return skipped("callers_may_ignore_children_and_block_signals", "env cannot block signals here");
+    }
     let root = Root::new();
     for init in ["", "n"] {
         let mut child = std::process::Command::new("/bin/sh")
