@@ -49,7 +49,7 @@ need() {
 
 skip() {
     STEPS_SKIPPED=$((STEPS_SKIPPED + 1))
-    printf 'SKIPPED %s: %s\n' "$1" "$2" | tee /dev/stderr
+    printf 'SKIPPED %s: %s\n' "$1" "$2"
 }
 
 equal() {
