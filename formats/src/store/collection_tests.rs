@@ -81,6 +81,15 @@ fn indexes_keep_their_variants_and_subjects_their_referrers() {
     make_everything_old(&store);
     let untagged = PruneOptions { untagged: true, ..PruneOptions::default() };
     assert_eq!(store.prune(&untagged).unwrap(), Default::default());
+    // A part alone does not go, and not in silence.
+    let part = store.resolve_text(&child.digest.to_string()).unwrap();
+    for force in [false, true] {
+        let refused = store.remove_image_by_id(&part, &InUse::default(), force).unwrap_err().to_string();
+        assert_eq!(refused, format!("{} is a part of app:multi; delete that first", child.digest));
+    }
+    let part = store.resolve_text(&format!("app@{}", child.digest)).unwrap();
+    let refused = store.remove_image(&part, &InUse::default(), false);
+    assert!(matches!(refused, Err(StoreError::PartOfTag { .. })), "{refused:?}");
     let removed =
         store.remove_image(&store.resolve_text("app:multi").unwrap(), &InUse::default(), false).unwrap();
     assert_eq!(removed.untagged, [(name("app"), tag("multi"))]);

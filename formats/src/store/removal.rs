@@ -12,6 +12,7 @@ use super::error::StoreError;
 use super::images::ResolvedImage;
 use super::metadata::{Durability, first, now, parsed, rows, run, text};
 use super::prune::{InUse, remove_if_unneeded};
+use super::repository::check_part_of_tag;
 use crate::digest::Digest;
 use crate::reference::{ImageName, Tag};
 
@@ -30,7 +31,8 @@ impl Store {
     /// Removes what [`Store::resolve`] or [`Store::resolve_text`] found, in its repository alone: one tag if it was found
     /// by a tag, the image with all its tags otherwise. Without `force`, an image that is held
     /// ([`StoreError::InUse`]), or that has several names and was not given by one ([`StoreError::SeveralNames`]), is
-    /// an error.
+    /// an error. With or without, so is one that stays because it is a part of a tagged index
+    /// ([`StoreError::PartOfTag`]).
     pub fn remove_image(
         &self,
         image: &ResolvedImage,
@@ -79,6 +81,12 @@ impl Store {
                 let mut blobs = BTreeSet::new();
                 remove_cascade(transaction, place.id, &image.digest, &mut removed.deleted, &mut blobs)?;
                 given_up.push((place.id, blobs));
+            }
+            // A part of an image stays with it, which the caller is to know.
+            if removed.untagged.is_empty() && removed.deleted.is_empty() {
+                for place in &places {
+                    check_part_of_tag(transaction, Some(place.id), &place.name, &image.digest)?;
+                }
             }
             // What another repository has is not deleted.
             let mut gone = Vec::with_capacity(removed.deleted.len());

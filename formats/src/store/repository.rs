@@ -175,7 +175,7 @@ impl Repository {
     pub fn delete_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
         self.write("delete a blob", |transaction| {
             let id = find_repository(transaction, &self.name).map_err(StoreError::sql("delete a blob"))?;
-            self.check_part_of_tag(transaction, id, digest)?;
+            check_part_of_tag(transaction, id, &self.name, digest)?;
             let sql = "DELETE FROM repository_blob WHERE repository_id = ?1 AND digest = ?2";
             let removed = run(transaction, sql, params![id, text(digest)]);
             Ok(removed.map_err(StoreError::sql("delete a blob"))? > 0)
@@ -212,7 +212,7 @@ impl Repository {
         self.write("delete a manifest", |transaction| {
             match find_repository(transaction, &self.name).map_err(StoreError::sql("delete a manifest"))? {
                 Some(id) => {
-                    self.check_part_of_tag(transaction, Some(id), digest)?;
+                    check_part_of_tag(transaction, Some(id), &self.name, digest)?;
                     delete_manifest_rows(transaction, id, digest)
                 }
                 None => Ok(false),
@@ -251,30 +251,6 @@ impl Repository {
         self.store.metadata().write(Durability::Durable, action, work)
     }
 
-    /// Refuses to take away what a tagged image consists of, through however many indexes.
-    fn check_part_of_tag(
-        &self,
-        connection: &Connection,
-        id: Option<i64>,
-        digest: &Digest,
-    ) -> Result<(), StoreError> {
-        let sql = "WITH RECURSIVE holder (digest) AS (
-                       SELECT manifest FROM reference WHERE repository_id = ?1 AND target = ?2
-                       UNION
-                       SELECT reference.manifest FROM reference JOIN holder ON reference.target = holder.digest
-                       WHERE reference.repository_id = ?1)
-                   SELECT tag.name FROM tag JOIN holder ON holder.digest = tag.digest
-                   WHERE tag.repository_id = ?1 ORDER BY tag.name LIMIT 1";
-        let tag: Option<Tag> = first(connection, sql, params![id, text(digest)], |row| parsed(row, 0))
-            .map_err(StoreError::sql("look for tags on a part"))?;
-        match tag {
-            Some(tag) => {
-                Err(StoreError::PartOfTag { digest: Box::new(*digest), name: self.name.clone(), tag })
-            }
-            None => Ok(()),
-        }
-    }
-
     fn is_member(&self, digest: &Digest) -> Result<bool, StoreError> {
         self.read("look up a blob", |connection, id| {
             let sql = "SELECT 1 FROM repository_blob WHERE repository_id = ?1 AND digest = ?2";
@@ -302,6 +278,28 @@ impl Store {
         let raw: Arc<[u8]> = self.read_blob(digest, MANIFEST_BYTES_MAX as u64)?.into();
         self.inner.manifests.put(*digest, raw.clone());
         Ok(raw)
+    }
+}
+
+/// Refuses to take away what a tagged image consists of, through however many indexes.
+pub(super) fn check_part_of_tag(
+    connection: &Connection,
+    id: Option<i64>,
+    name: &ImageName,
+    digest: &Digest,
+) -> Result<(), StoreError> {
+    let sql = "WITH RECURSIVE holder (digest) AS (
+                   SELECT manifest FROM reference WHERE repository_id = ?1 AND target = ?2
+                   UNION
+                   SELECT reference.manifest FROM reference JOIN holder ON reference.target = holder.digest
+                   WHERE reference.repository_id = ?1)
+               SELECT tag.name FROM tag JOIN holder ON holder.digest = tag.digest
+               WHERE tag.repository_id = ?1 ORDER BY tag.name LIMIT 1";
+    let tag: Option<Tag> = first(connection, sql, params![id, text(digest)], |row| parsed(row, 0))
+        .map_err(StoreError::sql("look for tags on a part"))?;
+    match tag {
+        Some(tag) => Err(StoreError::PartOfTag { digest: Box::new(*digest), name: name.clone(), tag }),
+        None => Ok(()),
     }
 }
 
