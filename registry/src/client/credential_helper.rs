@@ -8,7 +8,7 @@
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -106,10 +106,13 @@ impl Helper {
         let _ = child.kill();
         let status = child.wait();
         let output = output?;
-        if status.is_ok_and(|status| status.success()) {
+        if status.as_ref().is_ok_and(ExitStatus::success) {
             return Ok(Some(output));
         }
-        let words = String::from_utf8_lossy(&output).trim().to_owned();
+        let mut words = String::from_utf8_lossy(&output).trim().to_owned();
+        if words.is_empty() {
+            words = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        }
         match words.contains("credentials not found") || words.contains("no credentials") {
             true => Ok(None),
             false => Err(self.failed(&format!("`{action}` failed: {}", sanitise(&words)))),

@@ -238,6 +238,7 @@ case "$1 $input" in
   "get https://index.docker.io/v1/") echo '{"ServerURL":"","Username":"<token>","Secret":"id"}' ;;
   "get broken.io") echo 'not JSON s3cret' ;;
   "get failing.io") echo 'the key ring is locked'; exit 2 ;;
+  "get silent.io") exit 3 ;;
   store*|erase*) ;;
   *) echo 'credentials not found in native keychain'; exit 1 ;;
 esac"#;
@@ -259,6 +260,7 @@ fn helpers_are_asked_by_their_protocol() {
     let broken = home.failure("broken.io");
     assert!(broken.contains("`keeper`") && !broken.contains("s3cret"), "{broken}");
     assert!(home.failure("failing.io").contains("the key ring is locked"));
+    assert!(home.failure("silent.io").contains("`get` failed: exit status: 3"));
 }
 
 #[test]
