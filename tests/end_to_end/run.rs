@@ -234,6 +234,9 @@ fn environment_user_and_folder_are_set() {
     assert_eq!(run(&world, &["-u", "7:8", "box", "id"]).ok().trim(), "uid=7 gid=8 groups=8");
     assert_eq!(run(&world, &["-w", "/new/folder", "box", "pwd"]).ok(), "/new/folder\n");
     assert_eq!(run(&world, &["--hostname", "here", "box", "hostname"]).ok(), "here\n");
+    // An empty value, as of a variable that a script has not set, is none.
+    let unset = ["--hostname", "", "--name", "", "-w", "", "-u", "", "box", "hostname"];
+    assert_eq!(run(&world, &unset).ok().trim().len(), 12);
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
         return Err(refused);
     }
     flags::check_targets(&args.volume, &args.tmpfs)?;
-    if let Some(workdir) = args.workdir.as_deref().filter(|dir| !dir.is_empty() && !dir.starts_with('/')) {
+    if let Some(workdir) = given(&args.workdir).filter(|dir| !dir.starts_with('/')) {
         return Err(Failure::usage(format!(
             "the working directory '{workdir}' is invalid, it needs to be an absolute path"
         )));
@@ -56,7 +56,7 @@ fn execute(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     let containers = Containers::new(&store.containers_dir());
     let place = || format!("failed to use {}", root.display());
     containers.sweep().context(place())?;
-    let container = match &args.name {
+    let container = match given(&args.name) {
         Some(name) => containers.create_named(name).map_err(Failure::from)?,
         None => containers.create().context(place())?,
     };
@@ -165,19 +165,24 @@ fn unpack(store: &Store, snapshots: &Snapshots, image: &Image) -> Result<Vec<Pat
     stack.iter().zip(unpacked).map(prepare).collect()
 }
 
+/// The value of a flag. An empty one is none, as under docker.
+fn given(value: &Option<String>) -> Option<&str> {
+    value.as_deref().filter(|value| !value.is_empty())
+}
+
 /// What the image says, as far as the caller does not say otherwise.
 fn spec(args: &RunArgs, config: &ImageConfig, rootfs: RootFs, id: &str) -> Result<SandboxSpec, Failure> {
     let exec = &config.config;
     let command = command(args, config)?;
     let mut spec = SandboxSpec::new(rootfs, command);
-    let hostname = match (&args.hostname, args.network, &args.name) {
-        (Some(given), _, _) => given.clone(),
+    let hostname = match (given(&args.hostname), args.network, given(&args.name)) {
+        (Some(hostname), _, _) => hostname.to_owned(),
         (None, flags::NetworkChoice::Host, _) => name_of_host(),
-        (None, flags::NetworkChoice::None, Some(name)) => name.clone(),
+        (None, flags::NetworkChoice::None, Some(name)) => name.to_owned(),
         (None, flags::NetworkChoice::None, None) => short_name(id),
     };
     spec.env = environment(args, &exec.env, &hostname)?;
-    let workdir = args.workdir.as_deref().filter(|dir| !dir.is_empty());
+    let workdir = given(&args.workdir);
     spec.cwd = PathBuf::from(workdir.unwrap_or(&exec.working_dir));
     if spec.cwd.as_os_str().is_empty() {
         spec.cwd = PathBuf::from("/");
