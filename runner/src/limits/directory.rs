@@ -8,13 +8,21 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{LimitsError, kernel};
 
 /// How often a cgroup's removal is tried again while the kernel still takes its last process apart.
 const REMOVE_ATTEMPTS: u32 = 50;
+
+/// Patience with the lock of a cgroup: it is held while processes are moved, for milliseconds.
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two tries to get it.
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Makes a directory of our own in `parent` and locks it. What dead processes left there is swept first.
 pub(super) fn claim(parent: &Path) -> Result<(PathBuf, OwnedFd), LimitsError> {
@@ -43,7 +51,7 @@ pub(super) fn claim(parent: &Path) -> Result<(PathBuf, OwnedFd), LimitsError> {
 /// Locks a directory; `None` when somebody else has it, or has removed it.
 fn lock(directory: &Path) -> io::Result<Option<OwnedFd>> {
     let fd = match open(directory) {
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(Errno::NOENT) => return Ok(None),
         opened => opened?,
     };
     let locked = rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok();
@@ -51,12 +59,22 @@ fn lock(directory: &Path) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Waits for the lock of a cgroup whose processes several of us may move. The directory itself is locked for as long as
-/// a sandbox lives, if the cgroup is one's.
-pub(super) fn wait_for_lock(cgroup: &Path) -> io::Result<OwnedFd> {
+/// a sandbox lives, if the cgroup is one's. `None` when somebody holds it for longer than `patience`: every user who may
+/// read the file can, and must not keep others from running anything.
+pub(super) fn wait_for_lock(cgroup: &Path, patience: Duration) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(cgroup.join("cgroup.procs"), flags, Mode::empty())?;
-    rustix::fs::flock(&fd, FlockOperation::LockExclusive)?;
-    Ok(fd)
+    let began = Instant::now();
+    loop {
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(fd)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if began.elapsed() < patience => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn open(directory: &Path) -> rustix::io::Result<OwnedFd> {
@@ -84,7 +102,7 @@ pub(super) fn remove(directory: &Path) {
         match fs::remove_dir(directory) {
             // Processes that have been reaped leave their cgroup a moment later.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(1));
             }
             // The next limited sandbox sweeps what is left once this process has ended.
             Ok(()) | Err(_) => break,
@@ -166,6 +184,17 @@ mod tests {
         assert!(parent.exists() && second.exists());
         remove(&second);
         assert!(!parent.exists() && folder.path().exists());
+    }
+
+    #[test]
+    fn a_lock_that_somebody_keeps_is_not_waited_for_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("cgroup.procs"), "").unwrap();
+        let first = wait_for_lock(folder.path(), LOCK_PATIENCE).unwrap();
+        assert!(first.is_some());
+        assert!(wait_for_lock(folder.path(), Duration::ZERO).unwrap().is_none());
+        drop(first);
+        assert!(wait_for_lock(folder.path(), Duration::ZERO).unwrap().is_some());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::directory::{wait_for_lock, write};
+use super::directory::{LOCK_PATIENCE, wait_for_lock, write};
 
 /// The leaf that the caller's processes are moved into.
 const CALLERS: &str = "rimg-callers";
@@ -67,7 +67,8 @@ pub(super) fn base(top: &Path, own: &Path, controller: &str, may_move: bool) -> 
 /// # Errors
 /// The kernel's; EBUSY where processes are in the way.
 pub(super) fn enable(top: &Path, base: &Path, controller: &str, may_move: bool) -> io::Result<()> {
-    let _lock = wait_for_lock(base)?;
+    // Without the lock it may fail while others move processes; nothing worse.
+    let _lock = wait_for_lock(base, LOCK_PATIENCE)?;
     if !has(base, controller) {
         if !may_move {
             return Err(io::Error::from_raw_os_error(libc::ENOENT));
@@ -103,7 +104,7 @@ fn move_away(base: &Path) -> io::Result<()> {
 /// Takes back what [`enable`] did to a cgroup whose processes it moved, once there are no sandboxes in it.
 pub(super) fn restore(base: &Path) {
     if base.join(CALLERS).exists()
-        && let Ok(_lock) = wait_for_lock(base)
+        && let Ok(Some(_lock)) = wait_for_lock(base, LOCK_PATIENCE)
         && !base.join(SANDBOXES).exists()
     {
         restore_locked(base);
