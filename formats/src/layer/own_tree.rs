@@ -13,7 +13,7 @@
 //! | an entry below another file of the layer | refused |
 //! | a whiteout, an opaque marker | they remove from the layers below, wherever in the tar they stand; the directory that they name or lie in exists |
 //! | an opaque marker of the root | nothing: no directory can hide whole layers |
-//! | a hard link | another name of what its target is at this place of the tar; of what it is in the end, where it comes later; else a copy of the file of the layers below |
+//! | a hard link | another name of what its target is at this place of the tar; of what it is in the end, where it comes later; else a copy of the file of the layers below, one for all links to it |
 //! | a hard link to itself | nothing where the file exists; refused where not |
 //! | a hard link to a directory, or to a file below its own path | refused |
 //!

@@ -10,6 +10,7 @@
 //! What cannot be made without privilege (devices, foreign attributes) is left out and counted: the sandbox brings its
 //! own `/dev`, and an image that needs the rest says so when it runs.
 
+use std::collections::HashMap;
 use std::io::{self, Read};
 
 use rimg_formats::layer::{
@@ -329,36 +330,42 @@ impl<'t> Unpacking<'t> {
         }
     }
 
-    /// Makes those of the later links whose target is a file of the layer by now.
+    /// Makes those of the later links whose target is a file of the layer by now. Links to links wait for the path that
+    /// they name, so that a chain costs what its links do, in whatever order they stand.
     fn link_own(&mut self) -> Result<(), ApplyError> {
-        loop {
-            let before = self.later.len();
-            for (number, entry) in std::mem::take(&mut self.later) {
-                let EntryKind::Hardlink { target } = &entry.kind else { continue };
-                if !self.own.stands(number, &entry.path) {
-                    continue;
-                }
-                let target = self.own.link_target(target).filter(|target| self.is_made(target));
-                match target {
-                    Some(target) => {
-                        let path = entry.path.clone();
-                        self.link(&path, &target).map_err(|error| Failure::Io(error).at(path))?;
-                    }
-                    None => self.later.push((number, entry)),
-                }
+        let mut ready = Vec::new();
+        let mut waiting: HashMap<LayerPath, Vec<(u32, Entry)>> = HashMap::new();
+        for (number, entry) in std::mem::take(&mut self.later) {
+            let EntryKind::Hardlink { target } = &entry.kind else { continue };
+            if !self.own.stands(number, &entry.path) {
+                continue;
             }
-            if self.later.len() == before || self.later.is_empty() {
-                return Ok(());
+            match self.own.link_target(target) {
+                Some(target) if self.is_made(&target) => ready.push((entry.path, target)),
+                Some(target) => waiting.entry(target).or_default().push((number, entry)),
+                None => self.later.push((number, entry)),
             }
         }
+        while let Some((path, target)) = ready.pop() {
+            self.link(&path, &target).map_err(|error| Failure::Io(error).at(path.clone()))?;
+            let next = waiting.remove(&path).unwrap_or_default();
+            ready.extend(next.into_iter().map(|(_, entry)| (entry.path, path.clone())));
+        }
+        self.later.extend(waiting.into_values().flatten());
+        // Whatever the order of a map: the first of its tar is copied, and is the one that an error names.
+        self.later.sort_by_key(|(number, _)| *number);
+        Ok(())
     }
 
     fn is_made(&self, path: &LayerPath) -> bool {
         self.tree.parent_of(path).is_ok_and(|(parent, name)| parent.stat(name).is_ok())
     }
 
-    /// Makes those of the later links whose target is a file of the layers below, as copies.
+    /// Makes those of the later links whose target is a file of the layers below: a copy of each such file, and links to
+    /// the copy. A layer of many links to one large file takes no more room than the file.
     fn copy_from_below(&mut self, below: &MergedTree, source: &dyn LayerSource) -> Result<(), ApplyError> {
+        // By the file's own place: an upper layer may have another one at the same path.
+        let mut copies: HashMap<(Option<usize>, LayerPath), LayerPath> = HashMap::new();
         for (number, entry) in std::mem::take(&mut self.later) {
             let EntryKind::Hardlink { target } = &entry.kind else { continue };
             if self.own.link_target(target).is_some() {
@@ -367,6 +374,18 @@ impl<'t> Unpacking<'t> {
             }
             let node = below.link_target(target).ok_or_else(|| dangling(&entry))?;
             let found = node.entry.ok_or_else(|| dangling(&entry))?;
+            let origin = (node.layer, found.path().clone());
+            if let Some(copy) = copies.get(&origin) {
+                match self.link(&entry.path, copy) {
+                    // A file system has so many names for a file: the next ones are those of another copy.
+                    Err(error) if Errno::from_io_error(&error) == Some(Errno::MLINK) => {}
+                    linked => {
+                        linked.map_err(|error| Failure::Io(error).at(entry.path.clone()))?;
+                        continue;
+                    }
+                }
+            }
+            copies.insert(origin, entry.path.clone());
             let copy = Entry { path: entry.path.clone(), ..found.entry.clone() };
             let mut content: Box<dyn Read> = match copy.kind {
                 EntryKind::Regular { .. } => {

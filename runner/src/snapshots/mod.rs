@@ -30,6 +30,7 @@ pub mod changes;
 mod mount_points;
 pub mod source;
 pub mod stack;
+mod sweep;
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -316,57 +317,6 @@ impl Snapshots {
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)
             .map_err(|errno| at("lock", &path)(errno.into()))?;
         Ok(lock)
-    }
-
-    /// Removes trees whose DiffID or ChainID `wanted` does not name (in hex), and what dead makers left. Returns how many; `None`, and
-    /// nothing is removed, while containers or builds use the snapshots.
-    ///
-    /// # Errors
-    /// When something cannot be removed.
-    pub fn sweep(&self, wanted: impl Fn(&str) -> bool, dry_run: bool) -> Result<Option<u64>, SnapshotError> {
-        let alone = rustix::fs::flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_ok();
-        let swept = if alone { self.remove_unwanted(wanted, dry_run).map(Some) } else { Ok(None) };
-        rustix::fs::flock(&self.folder, FlockOperation::LockShared)
-            .map_err(|errno| at("lock", &self.path)(errno.into()))?;
-        swept
-    }
-
-    fn remove_unwanted(&self, wanted: impl Fn(&str) -> bool, dry_run: bool) -> Result<u64, SnapshotError> {
-        let mut removed = 0;
-        for name in self.folder.names().map_err(at("list", &self.path))? {
-            let Ok(name) = String::from_utf8(name) else { continue };
-            if name == LOCK_NAME || name == mount_points::NAME {
-                continue;
-            }
-            let hex = name.split(|c: char| !c.is_ascii_hexdigit()).next().unwrap_or_default();
-            // What a build stood on before the machine started again, nobody will ask for.
-            let is_left = name.contains(TIME_MARK) && self.mark(name.trim_end_matches(BOOT_SUFFIX)).is_none();
-            // Held until a dead maker's tree is gone.
-            let _lock = match name.starts_with(UNFINISHED_PREFIX) {
-                true => match claim::lock(&self.path.join(&name)) {
-                    Ok(Some(lock)) => Some(lock),
-                    _ => continue,
-                },
-                false if wanted(hex) && !is_left => continue,
-                false => None,
-            };
-            removed += u64::from(!name.ends_with(BOOT_SUFFIX));
-            if !dry_run {
-                // Without its mark nobody uses the tree, should this process die half-way.
-                let mark = format!("{name}{BOOT_SUFFIX}");
-                self.folder.remove(mark.as_bytes()).map_err(at("remove", &self.path.join(&mark)))?;
-                self.folder.remove(name.as_bytes()).map_err(at("remove", &self.path.join(&name)))?;
-            }
-        }
-        Ok(removed)
-    }
-
-    /// Removes only the trees that makers who died have left, which no container or build stands on.
-    ///
-    /// # Errors
-    /// When one cannot be removed.
-    pub fn sweep_unfinished(&self, dry_run: bool) -> Result<u64, SnapshotError> {
-        self.remove_unwanted(|_| true, dry_run)
     }
 
     /// What a layer's tree is found by when it does not depend on what lies below it.

@@ -248,6 +248,20 @@ fn dead_makers_are_swept_and_living_ones_are_not() {
 }
 
 #[test]
+fn starts_do_not_wait_while_large_trees_are_removed() {
+    let place = place();
+    let tree = place.prepare(tar(&[member("d/file", b'0', b"x", "")])).unwrap();
+    fs::set_permissions(&tree, fs::Permissions::from_mode(0o555)).unwrap();
+    let condemned = place.snapshots.condemn(|_| false, false).unwrap();
+    // What is done before others go on.
+    assert!(!tree.exists());
+    let names = place.names();
+    assert!(matches!(names.as_slice(), [name] if name.starts_with(UNFINISHED_PREFIX)), "{names:?}");
+    assert_eq!(place.snapshots.remove_condemned(condemned).unwrap(), 1);
+    assert_eq!(place.names(), Vec::<String>::new());
+}
+
+#[test]
 fn a_tree_is_good_for_one_boot() {
     let place = place();
     let upper = place.folder.path().join("upper");
@@ -460,6 +474,38 @@ fn a_layer_that_depends_on_those_below_has_a_tree_for_each_stack() {
     assert_eq!(trees[0][2], trees[1][2], "shared");
     let nothing = place.prepare(above).unwrap_err().to_string();
     assert!(nothing.contains("hard link to `d/file`"), "{nothing}");
+}
+
+#[test]
+fn links_to_links_cost_what_they_are() {
+    const LINKS: usize = 10_000;
+    /// A pass over all links for each of them takes minutes.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+    let link = |number: usize| member(&format!("{number}"), b'1', b"", &format!("{}", number + 1));
+    let mut members: Vec<Vec<u8>> = (0..LINKS).map(link).collect();
+    members.push(member(&format!("{LINKS}"), b'0', b"content", ""));
+    let began = std::time::Instant::now();
+    let lower = place().prepare(tar(&members));
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert!(lower.is_ok(), "{lower:?}");
+}
+
+#[test]
+fn many_links_to_one_file_below_are_one_copy() {
+    let place = place();
+    let base = tar(&[member("file", b'0', b"old", ""), member("other", b'1', b"", "file")]);
+    let over = tar(&[member("file", b'0', b"new", "")]);
+    let links = ["a", "b", "d/c"].map(|name| member(name, b'1', b"", "file"));
+    let top = tar(&[links.concat(), member("old", b'1', b"", "other")]);
+    let lowers = place.stack(&[&base, &over, &top]).unwrap();
+    let all = ["a", "b", "d/c"].map(|name| lowers[2].join(name));
+    for path in &all {
+        assert_eq!(fs::read_to_string(path).unwrap(), "new");
+        assert_eq!(fs::metadata(path).unwrap().ino(), fs::metadata(&all[0]).unwrap().ino());
+        assert_eq!(fs::metadata(path).unwrap().mode() & 0o7777, 0o4751);
+    }
+    // Of the same path in another layer.
+    assert_eq!(fs::read_to_string(lowers[2].join("old")).unwrap(), "old");
 }
 
 /// overlayfs takes a directory once.
