@@ -297,6 +297,10 @@ fn pipes_and_directories_under_wellknown_names() {
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
     let error = BuildOptions::for_context(&workspace.context(), None).unwrap_err().to_string();
     assert!(error.ends_with("/.dockerignore`: it is no regular file"), "{error}");
+    std::fs::remove_file(&pipe).unwrap();
+    std::fs::create_dir(&pipe).unwrap();
+    let error = BuildOptions::for_context(&workspace.context(), None).unwrap_err().to_string();
+    assert!(error.contains("/.dockerignore`: is a directory"), "{error}");
 }
 
 #[test]

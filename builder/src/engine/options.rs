@@ -186,7 +186,14 @@ pub(super) fn ignore_file(context: &Path) -> Result<Option<IgnorePatterns>, Inpu
 }
 
 fn patterns(path: &Path) -> Result<Option<IgnorePatterns>, InputError> {
-    let Some(bytes) = read_regular(path, IGNORE_BYTES_MAX as u64)? else { return Ok(None) };
+    let Some(bytes) = read_regular(path, IGNORE_BYTES_MAX as u64)? else {
+        // Nobody means to exclude nothing by a directory of this name.
+        if path.is_dir() {
+            let source = std::io::Error::from(std::io::ErrorKind::IsADirectory);
+            return Err(InputError::Read { path: path.to_owned(), source });
+        }
+        return Ok(None);
+    };
     let parsed = IgnorePatterns::parse(&bytes);
     Ok(Some(parsed.map_err(|source| InputError::Ignore { path: path.to_owned(), source })?))
 }
